@@ -1,0 +1,183 @@
+"""Stage folders and their manifests: what ran, on what, and whether it has to run again.
+
+A stage writes into its own folder. `started.json` says what it is working on and stays until the end; `manifest.json`
+is written last and makes the folder finished. So a folder whose manifest matches the stage's config and inputs is
+skipped, one that was interrupted is resumed, and anything else is begun anew. Hashes are taken of content, in canonical
+order; timings are left out of what is compared.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import platform
+import resource
+import shutil
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from functools import cache
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+from tastemaker import __version__
+from tastemaker.config import to_json
+from tastemaker.errors import DataError
+from tastemaker.files import write_json
+
+MANIFEST = "manifest.json"
+STARTED = "started.json"
+CHECKPOINT = "checkpoint"
+VOLATILE = (MANIFEST, STARTED, "metrics.jsonl")  # hold timings, or are the record itself
+LIBRARIES = ("torch", "transformers", "tokenizers", "numpy", "scipy", "safetensors", "sqlalchemy")
+
+
+@dataclass(frozen=True, slots=True)
+class StageOutcome:
+    """What happened to a stage: its folder, whether it was up to date already, and how long it took."""
+
+    folder: Path
+    skipped: bool
+    seconds: float
+
+
+def run_stage(
+    folder: Path, *, stage: str, config: Any, inputs: Mapping[str, Path | str], work: Callable[[Path], None]
+) -> StageOutcome:
+    """Run `work(folder)` unless the folder already holds its result for this config and these inputs.
+
+    `inputs` names files or folders, hashed by content, or plain strings, taken as they are. `work` keeps what it needs
+    to resume under `folder/checkpoint`, which is removed at the end.
+    """
+    task = {"stage": stage, "config": to_json(config), "inputs": _hash_inputs(inputs)}
+    done = read_manifest(folder)
+    if done is not None and _same_task(done, task) and _outputs_stand(folder, done):
+        return StageOutcome(folder, skipped=True, seconds=float(done["seconds"]))
+    before = _seconds_spent(folder, task)
+    began = time.monotonic()
+    try:
+        work(folder)
+    finally:
+        seconds = before + time.monotonic() - began
+        if (folder / STARTED).exists():
+            write_json(folder / STARTED, task | {"seconds": seconds})
+    shutil.rmtree(folder / CHECKPOINT, ignore_errors=True)
+    manifest = task | {
+        "outputs": hash_tree(folder),
+        "code": {"version": __version__, "source": source_hash()},
+        "libraries": library_versions(),
+        "python": platform.python_version(),
+        "finished": datetime.now(UTC).isoformat(timespec="seconds"),
+        "seconds": round(seconds, 3),
+        "peak_memory_mb": peak_memory_mb(),
+    }
+    write_json(folder / MANIFEST, manifest)
+    (folder / STARTED).unlink(missing_ok=True)
+    return StageOutcome(folder, skipped=False, seconds=seconds)
+
+
+def read_manifest(folder: Path) -> dict[str, Any] | None:
+    """The manifest of a finished stage, or None."""
+    path = folder / MANIFEST
+    if not path.exists():
+        return None
+    try:
+        manifest = json.loads(path.read_text(encoding="utf-8"))
+    except json.JSONDecodeError as error:
+        raise DataError("is not a manifest; delete the stage's folder to run it again.", path=path) from error
+    assert isinstance(manifest, dict)
+    return manifest
+
+
+def hash_path(path: Path) -> str:
+    """A hash of a file's content, or of the names and contents of a folder's files."""
+    if path.is_file():
+        return _hash_file(path)
+    if not path.is_dir():
+        raise DataError("does not exist, but a stage needs it as input.", path=path)
+    return _hash_text(json.dumps(hash_tree(path), sort_keys=True))
+
+
+def hash_tree(folder: Path) -> dict[str, str]:
+    """The hash of every file under `folder` that holds results, by relative name."""
+    return {
+        str(path.relative_to(folder)): _hash_file(path)
+        for path in sorted(folder.rglob("*"))
+        if path.is_file()
+        and not path.name.startswith(".")
+        and path.name not in VOLATILE
+        and CHECKPOINT not in path.relative_to(folder).parts
+    }
+
+
+def read_json(path: Path) -> Any:
+    """Read a JSON file that a stage wrote."""
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError as error:
+        raise DataError("does not exist.", path=path) from error
+    except json.JSONDecodeError as error:
+        raise DataError(f"is not JSON: {error}.", path=path) from error
+
+
+def peak_memory_mb() -> float:
+    """The process's largest resident size so far."""
+    kilobytes = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return round(kilobytes / 1024, 1)
+
+
+def library_versions() -> dict[str, str]:
+    """The versions of the libraries that results depend on."""
+    return {name: metadata.version(name) for name in LIBRARIES}
+
+
+@cache
+def source_hash() -> str:
+    """A hash of the package's own source."""
+    package = Path(__file__).parent
+    return _hash_text(json.dumps({str(p.relative_to(package)): _hash_file(p) for p in sorted(package.rglob("*.py"))}))
+
+
+def _same_task(done: Mapping[str, Any], task: Mapping[str, Any]) -> bool:
+    return all(done.get(name) == json.loads(json.dumps(task[name])) for name in ("stage", "config", "inputs"))
+
+
+def _outputs_stand(folder: Path, done: Mapping[str, Any]) -> bool:
+    return bool(hash_tree(folder) == done.get("outputs"))
+
+
+def _seconds_spent(folder: Path, task: Mapping[str, Any]) -> float:
+    """Prepare the folder: keep it if the same task was interrupted there, else empty it. Seconds already spent."""
+    started = folder / STARTED
+    if started.exists():
+        try:
+            earlier = json.loads(started.read_text(encoding="utf-8"))
+        except json.JSONDecodeError:
+            earlier = {}
+        if _same_task(earlier, task):
+            for partial in folder.rglob(".*.partial"):  # what a kill left of a file being written
+                partial.unlink()
+            return float(earlier.get("seconds", 0.0))
+    if folder.exists():
+        shutil.rmtree(folder)
+    folder.mkdir(parents=True)
+    write_json(started, dict(task))
+    return 0.0
+
+
+def _hash_inputs(inputs: Mapping[str, Path | str]) -> dict[str, str]:
+    return {name: hash_path(value) if isinstance(value, Path) else value for name, value in sorted(inputs.items())}
+
+
+def _hash_file(path: Path) -> str:
+    digest = hashlib.blake2b(digest_size=16)
+    with path.open("rb") as file:
+        while block := file.read(1 << 20):
+            digest.update(block)
+    return digest.hexdigest()
+
+
+def _hash_text(text: str) -> str:
+    return hashlib.blake2b(text.encode(), digest_size=16).hexdigest()

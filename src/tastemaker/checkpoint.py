@@ -1,0 +1,292 @@
+"""Models and training state on disk: ordinary model folders, GGUF files, and states that survive a kill.
+
+A policy's folder loads with `AutoModelForCausalLM`, a reward model's with `AutoModelForSequenceClassification`. Weights
+are kept in fp32 while training and saved so. Everything is written aside, synced and renamed.
+
+A reward model's config names a pad id that never occurs in text (one more row of the embedding, where the tokenizer has
+no such token), because the library looks for the last token that is not the pad id; so the library reads the score at
+the same token as we do.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import shutil
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from importlib.resources import files
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from tastemaker.errors import ModelError
+from tastemaker.lora import merged_state
+from tastemaker.model import LanguageModel, RewardModel
+from tastemaker.tokenizer import Tokenizer, load_tokenizer, wrap_tokenizer
+
+log = logging.getLogger(__name__)
+
+# Config fields that hold the dropout of a residual stream, by the library's families of models.
+RESIDUAL_DROPOUT_FIELDS = ("resid_pdrop", "residual_dropout", "hidden_dropout", "dropout", "resid_dropout")
+# Every other dropout is off: in RL any dropout breaks "ratio 1 at the first minibatch" (pitfall 18).
+OTHER_DROPOUT_FIELDS = ("attn_pdrop", "embd_pdrop", "attention_dropout", "activation_dropout", "classifier_dropout")
+PACKAGE_SCHEME = "package:"
+
+
+def resolve_source(source: str) -> str:
+    """A model source as the library understands it; `package:NAME/PATH` is a file that a Python package brings."""
+    if not source.startswith(PACKAGE_SCHEME):
+        return source
+    package, _, inside = source.removeprefix(PACKAGE_SCHEME).partition("/")
+    try:
+        path = Path(str(files(package).joinpath(inside)))
+    except ModuleNotFoundError as error:
+        raise ModelError(f"{source} names the Python package {package!r}, which is not installed.") from error
+    if not path.exists():
+        raise ModelError(f"{source} names {path}, which the package {package!r} does not bring.")
+    return str(path)
+
+
+def load_policy(source: str, *, stop_texts: Sequence[str] = (), residual_dropout: float = 0.0) -> LanguageModel:
+    """Load a causal language model and its tokenizer in fp32 from a folder, a `.gguf` file, `package:...` or the hub.
+
+    `residual_dropout` is applied where the architecture has it; all other dropout is off.
+
+    Raises:
+        ModelError: the source is not a causal language model, or its tokenizer lacks what training needs.
+    """
+    from transformers import AutoModelForCausalLM
+
+    place = resolve_source(source)
+    if place.endswith(".gguf"):
+        return _load_gguf(Path(place), stop_texts)
+    _check_folder(place)
+    tokenizer = load_tokenizer(place, stop_texts=stop_texts)
+    config = _load_config(place, residual_dropout)
+    with _quiet_library(), _as_model_error(place, "a causal language model"):
+        library = AutoModelForCausalLM.from_pretrained(place, config=config, dtype=torch.float32)
+    _check_vocabulary(library, tokenizer, place)
+    return LanguageModel(library.eval(), tokenizer)
+
+
+def save_policy(folder: Path, policy: LanguageModel, *, weights: Mapping[str, Tensor] | None = None) -> None:
+    """Write a policy (LoRA merged in) and its tokenizer; `weights` replaces some parameters by name, as EMA's do."""
+    _save_library(folder, policy.library, policy.tokenizer, weights or {})
+
+
+def new_reward_model(source: str, *, seed: int, max_tokens: int | None = None) -> RewardModel:
+    """A reward model started from a language model: its trunk, and a head with weights ~ N(0, 1/(d+1)), offset 0.
+
+    The head's standard deviation 1/sqrt(d+1) is that of the code of Stiennon et al. 2020. `max_tokens` limits what it
+    reads and is kept in the config, so that it is queried as it was trained.
+    """
+    from transformers import AutoModelForSequenceClassification
+
+    place = resolve_source(source)
+    _check_folder(place)
+    tokenizer = load_tokenizer(place)
+    config = _load_config(place, 0.0)
+    config.num_labels = 1
+    with _quiet_library(), _as_model_error(place, "a model that can carry a scalar head"):
+        library = AutoModelForSequenceClassification.from_pretrained(place, config=config, dtype=torch.float32)
+    _check_head(library, place)
+    _set_pad_outside_text(library, tokenizer)
+    weight = library.score.weight
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        weight.copy_(torch.randn(weight.shape, generator=generator) / (weight.shape[1] + 1) ** 0.5)
+    library.config.reward_offset = 0.0
+    library.config.reward_max_tokens = max_tokens
+    return RewardModel(library.eval(), tokenizer)
+
+
+def load_reward_model(source: str) -> RewardModel:
+    """Load a reward model that `save_reward_model` wrote, or any sequence classifier with one label."""
+    from transformers import AutoModelForSequenceClassification
+
+    place = resolve_source(source)
+    _check_folder(place)
+    config = _load_config(place, 0.0)
+    if config.num_labels != 1:
+        raise ModelError(f"{place} has {config.num_labels} labels; a reward model has one (num_labels=1).")
+    with _quiet_library(), _as_model_error(place, "a reward model"):
+        library = AutoModelForSequenceClassification.from_pretrained(place, config=config, dtype=torch.float32)
+    _check_head(library, place)
+    return RewardModel(library.eval(), load_tokenizer(place))
+
+
+def save_reward_model(folder: Path, model: RewardModel) -> None:
+    """Write a reward model with its offset in the config."""
+    model.library.config.reward_offset = float(model.offset)
+    _save_library(folder, model.library, model.tokenizer, {})
+
+
+def save_state(path: Path, state: Mapping[str, Any]) -> None:
+    """Write a training state so that a kill at any moment leaves the old one or the new one, whole."""
+    aside = path.with_name(path.name + ".aside")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with aside.open("wb") as file:
+        torch.save(dict(state), file)
+        file.flush()
+        os.fsync(file.fileno())
+    os.replace(aside, path)
+    _sync_folder(path.parent)
+
+
+def load_state(path: Path) -> dict[str, Any] | None:
+    """The state written by `save_state`, or None if there is none."""
+    if not path.exists():
+        return None
+    state = torch.load(path, map_location="cpu", weights_only=True)
+    assert isinstance(state, dict)
+    return state
+
+
+@contextmanager
+def written_whole(folder: Path) -> Iterator[Path]:
+    """A folder to write into that takes the name `folder` when the block ends well, and vanishes when it does not."""
+    aside = folder.with_name(folder.name + ".aside")
+    shutil.rmtree(aside, ignore_errors=True)
+    aside.mkdir(parents=True)
+    try:
+        yield aside
+    except BaseException:
+        shutil.rmtree(aside, ignore_errors=True)
+        raise
+    for path in aside.rglob("*"):
+        if path.is_file():
+            _sync_file(path)
+    if folder.exists():
+        shutil.rmtree(folder)
+    os.replace(aside, folder)
+    _sync_folder(folder.parent)
+
+
+def _save_library(folder: Path, library: Any, tokenizer: Tokenizer, weights: Mapping[str, Tensor]) -> None:
+    state = merged_state(library, weights)
+    with written_whole(folder) as aside, _quiet_library():
+        library.save_pretrained(str(aside), state_dict=state)
+        tokenizer.save(aside)
+
+
+def _load_gguf(path: Path, stop_texts: Sequence[str]) -> LanguageModel:
+    """Load a GGUF file, dequantised, as an ordinary model (the library refuses to save one that it loaded so)."""
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    if not path.exists():
+        raise ModelError(f"{path} does not exist; give the path of a GGUF file.")
+    try:
+        import gguf  # noqa: F401
+    except ModuleNotFoundError as error:
+        raise ModelError(f"reading {path} needs the gguf package: pip install 'tastemaker[gguf]'.") from error
+    options = {"gguf_file": path.name}
+    with _quiet_library(), _as_model_error(str(path), "a GGUF file of a causal language model"):
+        tokenizer = AutoTokenizer.from_pretrained(str(path.parent), **options)
+        loaded = AutoModelForCausalLM.from_pretrained(str(path.parent), dtype=torch.float32, **options)
+    config = loaded.config
+    if hasattr(config, "quantization_config"):
+        del config.quantization_config
+    _set_dropouts(config, 0.0)
+    library = AutoModelForCausalLM.from_config(config).to(torch.float32)
+    library.load_state_dict(loaded.state_dict())
+    library.generation_config = loaded.generation_config
+    return LanguageModel(library.eval(), wrap_tokenizer(tokenizer, source=str(path), stop_texts=stop_texts))
+
+
+def _load_config(place: str, residual_dropout: float) -> Any:
+    from transformers import AutoConfig
+
+    with _quiet_library(), _as_model_error(place, "a model"):
+        config = AutoConfig.from_pretrained(place)
+    _set_dropouts(config, residual_dropout)
+    return config
+
+
+def _set_dropouts(config: Any, residual: float) -> None:
+    text = config.get_text_config()
+    for name in OTHER_DROPOUT_FIELDS:
+        if getattr(text, name, None):
+            setattr(text, name, 0.0)
+    found = [name for name in RESIDUAL_DROPOUT_FIELDS if hasattr(text, name)]
+    for name in found:
+        setattr(text, name, residual)
+    if residual and not found:
+        log.info("%s has no residual dropout; residual_dropout = %s has no effect", config.model_type, residual)
+
+
+def _check_folder(place: str) -> None:
+    path = Path(place)
+    if path.is_file():
+        raise ModelError(f"{place} is a file; give a model folder, a .gguf file or the name of a model on the hub.")
+    if path.is_dir() and not (path / "config.json").exists():
+        raise ModelError(f"{place} is not a model folder: it has no config.json.")
+    if not path.exists() and (place.startswith((".", "/", "~")) or place.count("/") != 1):
+        raise ModelError(
+            f"{place} does not exist; give a model folder, a .gguf file or the name of a model on the hub."
+        )
+
+
+def _check_vocabulary(library: Any, tokenizer: Tokenizer, place: str) -> None:
+    rows = library.get_input_embeddings().weight.shape[0]
+    if tokenizer.vocabulary > rows:
+        raise ModelError(
+            f"the tokenizer of {place} has {tokenizer.vocabulary} tokens, but the model's embedding has only {rows} "
+            "rows; they do not belong together."
+        )
+
+
+def _check_head(library: Any, place: str) -> None:
+    head = getattr(library, "score", None)
+    if not isinstance(head, nn.Linear) or head.bias is not None:
+        raise ModelError(
+            f"{type(library).__name__}, the library's classifier for {place}, has no linear head `score` without bias; "
+            "reward models need one (Llama, Qwen, Mistral, Gemma, GPT-2, GPT-NeoX and OPT have it)."
+        )
+
+
+def _set_pad_outside_text(library: Any, tokenizer: Tokenizer) -> None:
+    pad, specials = tokenizer.library.pad_token_id, {*tokenizer.stop_ids, tokenizer.library.bos_token_id}
+    if pad is None or pad in specials:
+        pad = library.get_input_embeddings().weight.shape[0]
+        library.resize_token_embeddings(pad + 1, mean_resizing=False)
+    library.config.pad_token_id = pad
+    library.config.get_text_config().pad_token_id = pad
+
+
+@contextmanager
+def _as_model_error(place: str, what: str) -> Iterator[None]:
+    try:
+        yield
+    except (OSError, ValueError, KeyError, RuntimeError, TypeError, AttributeError) as error:
+        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        raise ModelError(f"{place} cannot be loaded as {what}: {reason}") from error
+
+
+@contextmanager
+def _quiet_library() -> Iterator[None]:
+    """The library reports a new head and prints bars; both are expected here."""
+    from transformers.utils import logging as library_logging
+
+    level = library_logging.get_verbosity()
+    library_logging.set_verbosity_error()
+    library_logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        library_logging.set_verbosity(level)
+
+
+def _sync_file(path: Path) -> None:
+    with path.open("rb") as file:
+        os.fsync(file.fileno())
+
+
+def _sync_folder(folder: Path) -> None:
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

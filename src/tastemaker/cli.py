@@ -1,0 +1,77 @@
+"""The command line: one command a step. Nothing heavy is imported before a command is chosen, so --help is instant."""
+
+from __future__ import annotations
+
+import importlib
+import sys
+from collections.abc import Sequence
+
+from tastemaker import __version__
+from tastemaker.config import nearest
+from tastemaker.errors import TastemakerError
+
+# name -> (what it does, the module of tastemaker.commands that has a function of the command's name)
+COMMANDS = {
+    "run": ("run a recipe: the whole paper, from prompts to the report", "whole"),
+    "prompts": ("take in prompts: filter, label, split", "people"),
+    "sft": ("fine-tune a model on demonstrations", "training"),
+    "reward": ("train a reward model on rankings", "training"),
+    "ppo": ("optimise a policy for a reward model or a Python function (PPO, PPO-ptx)", "training"),
+    "dpo": ("optimise a policy on rankings directly (DPO, IPO)", "training"),
+    "evaluate": ("compare policies on prompts, judged by a reward model", "whole"),
+    "label": ("see what people have to answer, hand out tasks, take answers in", "people"),
+    "report": ("write report.html for a run", "whole"),
+}
+EPILOGUE = """\
+`tastemaker COMMAND --help` lists a command's options. A recipe's fields can be set on the command line:
+  tastemaker run recipes/tiny.toml --out out/demo --seed 1 --policy.ppo-ptx.kl-coef 0.05
+Exit codes: 0 done; 2 something given is wrong, one sentence says what; 3 people have to answer first."""
+
+
+def usage() -> str:
+    """The text of `tastemaker --help`."""
+    width = max(map(len, COMMANDS))
+    lines = [f"  {name:<{width}}  {text}" for name, (text, _) in COMMANDS.items()]
+    return "\n".join(
+        [
+            "usage: tastemaker COMMAND [options]",
+            "",
+            "Teach a language model by human preference: demonstrations, rankings, a reward model,",
+            "PPO or DPO, and blind evaluation.",
+            "",
+            "commands:",
+            *lines,
+            "",
+            EPILOGUE,
+        ]
+    )
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run a command; returns the exit code."""
+    given = list(sys.argv[1:] if arguments is None else arguments)
+    if not given or given[0] in ("-h", "--help", "help"):
+        print(usage())
+        return 0
+    if given[0] in ("-V", "--version"):
+        print(f"tastemaker {__version__}")
+        return 0
+    name, *rest = given
+    if name not in COMMANDS:
+        print(f"error: there is no command {name!r}. {nearest(name, COMMANDS)}", file=sys.stderr)
+        return 2
+    try:
+        module = importlib.import_module(f"tastemaker.commands.{COMMANDS[name][1]}")
+        getattr(module, name)(rest)
+    except TastemakerError as error:
+        kind = "waiting" if error.exit_code == 3 else "error"
+        print(f"{kind}: {error}", file=sys.stderr)
+        return error.exit_code
+    except KeyboardInterrupt:
+        print("interrupted; the same command continues where it stopped", file=sys.stderr)
+        return 130
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

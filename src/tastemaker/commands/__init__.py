@@ -1,0 +1,1 @@
+"""The commands of the command line: each a thin reading of arguments over a stage's own function."""

@@ -1,0 +1,63 @@
+"""What a person sees while a stage runs: progress bars on a terminal, plain lines elsewhere. All of it on stderr."""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+SECONDS_BETWEEN_LINES = 15.0
+
+_console = Console(stderr=True, highlight=False)
+
+
+def say(message: str) -> None:
+    """One line for the person who runs the command."""
+    _console.print(message, markup=False, soft_wrap=True)
+
+
+class Ticker:
+    """Advances a progress display; `note` is shown beside it (`loss 1.23`)."""
+
+    def __init__(self, description: str, total: int, bar: Progress | None) -> None:
+        self.description, self.total, self.done = description, total, 0
+        self._bar = bar
+        self._task = None if bar is None else bar.add_task(description, total=total, note="")
+        self._spoken = time.monotonic()
+
+    def advance(self, amount: int = 1, note: str = "") -> None:
+        self.done += amount
+        if self._bar is not None and self._task is not None:
+            self._bar.update(self._task, advance=amount)
+            if note:
+                self._bar.update(self._task, note=note)
+        elif time.monotonic() - self._spoken > SECONDS_BETWEEN_LINES:
+            self._spoken = time.monotonic()
+            say(f"  {self.description} {self.done}/{self.total} {note}".rstrip())
+
+
+@contextmanager
+def progress(description: str, total: int, *, done: int = 0) -> Iterator[Ticker]:
+    """A progress bar over `total` units, `done` of which were done before an interruption."""
+    if not sys.stderr.isatty():
+        ticker = Ticker(description, total, None)
+        ticker.done = done
+        yield ticker
+        return
+    columns = (
+        TextColumn("  {task.description}"),
+        BarColumn(bar_width=30),
+        MofNCompleteColumn(),
+        TimeElapsedColumn(),
+        TimeRemainingColumn(),
+        TextColumn("{task.fields[note]}"),
+    )
+    with Progress(*columns, console=_console, transient=True) as bar:
+        ticker = Ticker(description, total, bar)
+        if done:
+            ticker.advance(done)
+        yield ticker

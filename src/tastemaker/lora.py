@@ -1,0 +1,92 @@
+"""Low-rank adapters (Hu et al. 2021, arXiv 2106.09685) by the `peft` library, injected into the model's own modules.
+
+The reference policy is the same model with the adapters off, so it costs no second copy. Saved models have the adapters
+merged in and load like any other.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from tastemaker.errors import ModelError
+
+ADAPTER = "default"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LoraConfig:
+    """Low-rank adapters: `rank` of the update, scaled by `alpha` / rank, on `targets` (None: peft's choice)."""
+
+    rank: int = 16
+    alpha: int = 32
+    targets: tuple[str, ...] | None = None
+
+
+def add_adapters(library: Any, config: LoraConfig, *, seed: int) -> None:
+    """Inject trainable adapters into `library` and freeze everything else. The model's outputs do not change yet."""
+    try:
+        import peft
+    except ModuleNotFoundError as error:
+        raise ModelError("LoRA needs the peft package: pip install 'tastemaker[lora]'.") from error
+    settings = peft.LoraConfig(
+        r=config.rank,
+        lora_alpha=config.alpha,
+        lora_dropout=0.0,
+        target_modules=None if config.targets is None else list(config.targets),
+    )
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        peft.inject_adapter_in_model(settings, library, adapter_name=ADAPTER)
+
+
+@contextmanager
+def adapters_off(library: Any) -> Iterator[None]:
+    """The model as it was before `add_adapters`, within the block."""
+    layers = adapter_layers(library)
+    for layer in layers.values():
+        layer.enable_adapters(False)
+    try:
+        yield
+    finally:
+        for layer in layers.values():
+            layer.enable_adapters(True)
+
+
+def adapter_layers(library: Any) -> dict[str, Any]:
+    """The injected layers by name; empty for a model without adapters."""
+    return {name: module for name, module in library.named_modules() if hasattr(module, "lora_A")}
+
+
+def merged_state(library: Any, weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The state dict of the plain architecture: adapters merged, `weights` in place of the parameters they name."""
+    kept = {name: parameter.detach().clone() for name, parameter in library.named_parameters() if name in weights}
+    _assign(library, weights)
+    try:
+        layers = adapter_layers(library)
+        if not layers:
+            return {name: tensor.detach().clone() for name, tensor in library.state_dict().items()}
+        state = {}
+        for name, tensor in library.state_dict().items():
+            if ".lora_" in name:
+                continue
+            owner, _, rest = name.rpartition(".base_layer.")
+            merged = tensor.detach().clone()
+            if owner and rest == "weight":
+                merged += layers[owner].get_delta_weight(ADAPTER).to(merged.dtype)
+            state[f"{owner}.{rest}" if owner else name] = merged
+        return state
+    finally:
+        _assign(library, kept)
+
+
+def _assign(library: Any, weights: Mapping[str, Tensor]) -> None:
+    parameters = dict(library.named_parameters())
+    with torch.no_grad():
+        for name, tensor in weights.items():
+            parameters[name].copy_(tensor)

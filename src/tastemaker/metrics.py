@@ -1,0 +1,95 @@
+"""What is measured while training, by declared names with units, in `metrics.jsonl`.
+
+One object a step, `{"step": 12, "loss": 1.234, ...}`. A name that is not declared here cannot be written, so every
+metric has a unit and a meaning, and the documentation is made of this table.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from tastemaker.errors import TrainingError
+
+
+@dataclass(frozen=True, slots=True)
+class Metric:
+    """A measured quantity: its unit, and what it says."""
+
+    unit: str
+    meaning: str
+
+
+METRICS: Mapping[str, Metric] = {
+    # every trained stage
+    "loss": Metric("nats", "the stage's loss, a mean over what it counts (tokens, prompts or pairs) in the step"),
+    "grad_norm": Metric("1", "global norm of the gradient before clipping"),
+    "learning_rate": Metric("1", "learning rate of the step"),
+    "epoch": Metric("epochs", "passes over the data so far"),
+    "seconds": Metric("s", "wall time of the step"),
+    "tokens_per_second": Metric("tokens/s", "tokens trained on, per second of the step"),
+    "validation_loss": Metric("nats", "loss on held-out data"),
+    "heldout_text_loss": Metric("nats/token", "loss on held-out pretraining text; its rise is the alignment tax"),
+    "ptx_loss": Metric("nats/token", "loss on the pretraining text mixed in, before gamma"),
+    # reward model
+    "accuracy": Metric("share", "pairs whose better response scores higher, ties aside"),
+    "validation_accuracy": Metric("share", "the same on held-out prompts"),
+    "score_gap": Metric("1", "mean score of the better minus the worse response of a pair"),
+    # RL
+    "score": Metric("1", "mean score of the responses, before penalties"),
+    "reward": Metric("1", "mean over responses of the summed reward, the KL penalty and others in it"),
+    "kl": Metric("nats/response", "estimate k1 of KL(policy || reference), summed over a response"),
+    "kl_coef": Metric("1", "coefficient of the KL penalty in force"),
+    "entropy": Metric("nats/token", "mean entropy of the policy at the response's tokens"),
+    "response_tokens": Metric("tokens", "mean length of the responses, the end token included"),
+    "truncated_rate": Metric("share", "responses cut off at the length limit"),
+    "policy_loss": Metric("1", "PPO's clipped surrogate, mean over response tokens"),
+    "value_loss": Metric("1", "half the clipped squared error of the value function"),
+    "explained_variance": Metric("share", "1 - Var(return - value) / Var(return) before the update"),
+    "clip_fraction": Metric("share", "tokens whose ratio left the clip range"),
+    "approx_kl": Metric("nats/token", "half the mean squared change of log-prob since the rollout"),
+    "ratio_mean": Metric("1", "mean of new over old probability"),
+    "ratio_max": Metric("1", "largest of new over old probability"),
+    "sampler_mismatch": Metric("nats/token", "mean absolute difference of sampler and trainer log-probs"),
+    "value_learning_rate": Metric("1", "learning rate of the value function's step"),
+    "value_grad_norm": Metric("1", "global norm of the value function's gradient before clipping"),
+    # DPO
+    "margin": Metric("nats", "mean implicit reward of the chosen minus the rejected response"),
+    "chosen_logprob": Metric("nats/response", "mean log-prob of the chosen responses"),
+    "rejected_logprob": Metric("nats/response", "mean log-prob of the rejected responses"),
+}
+
+
+class MetricsWriter:
+    """Appends one object a step to a file; on resuming, steps from `resume_at` on are written anew."""
+
+    def __init__(self, path: Path, *, resume_at: int = 0) -> None:
+        self.path = path
+        path.parent.mkdir(parents=True, exist_ok=True)
+        kept = [row for row in read_metrics(path) if row["step"] < resume_at]
+        path.write_text("".join(json.dumps(row) + "\n" for row in kept), encoding="utf-8")
+
+    def write(self, step: int, values: Mapping[str, float]) -> None:
+        """Write the metrics of `step`; an undeclared name is an error of ours."""
+        undeclared = [name for name in values if name not in METRICS]
+        if undeclared:
+            raise TrainingError(f"metrics {', '.join(undeclared)} are not declared in tastemaker.metrics")
+        row = {"step": step} | {name: float(value) for name, value in values.items()}
+        with self.path.open("a", encoding="utf-8") as file:
+            file.write(json.dumps(row) + "\n")
+
+
+def read_metrics(path: Path) -> list[dict[str, Any]]:
+    """The rows of a metrics file; none if it does not exist. A last line that a kill cut short is left out."""
+    if not path.exists():
+        return []
+    rows = []
+    for line in path.read_text(encoding="utf-8").splitlines():
+        try:
+            rows.append(json.loads(line))
+        except json.JSONDecodeError:
+            break
+    return rows

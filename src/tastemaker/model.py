@@ -1,0 +1,263 @@
+"""Policies and reward models: Hugging Face models, run on packed tokens, read from and written to ordinary folders.
+
+A policy is any causal language model of the `transformers` library. A reward or value model is the same trunk with a
+linear head of one output (`AutoModelForSequenceClassification`, `num_labels=1`); its score is the library's logit minus
+`reward_offset`, which lies in the saved config, since the library's head has no bias (section 3.5 of the paper sets it
+so that demonstrations score 0 on average).
+
+Whether the packed path gives the library's own logits is checked when a model is loaded, on a short probe: an
+architecture that it does not know runs through the library's padded attention instead, with a log line.
+
+Dimensions in names: N packed tokens, S sequences, M selected places, D hidden size, V vocabulary.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+from tastemaker.attention import packed_attention_on
+from tastemaker.errors import ModelError
+from tastemaker.packing import Packed, pack
+from tastemaker.tokenizer import Tokenizer
+
+log = logging.getLogger(__name__)
+
+PROBE_TOLERANCE = 1e-3  # logits of a probe in fp32; a wrong mask or scale is off by far more
+LOGITS_PER_CHUNK = 2**24  # 64 MiB of fp32 logits at a time
+
+
+@dataclass(frozen=True, slots=True)
+class Trunk:
+    """How a library model is run on packed tokens: our attention, or (`padded`) the library's own on `[S, T]`."""
+
+    library: Any
+    padded: bool = False
+
+    def hidden(self, packed: Packed) -> Tensor:
+        """Final hidden states `hidden_ND` of all packed tokens."""
+        if self.padded:
+            output = self.library.base_model(**_padded_inputs(packed), use_cache=False)
+            return _as_tensor(output.last_hidden_state).flatten(0, 1).index_select(0, packed.flat_N)
+        with packed_attention_on(self.library.config):
+            output = self.library.base_model(
+                input_ids=packed.id_N[None], position_ids=packed.position_N[None], use_cache=False, packed=packed
+            )
+        return _as_tensor(output.last_hidden_state)[0]
+
+
+@dataclass(frozen=True, slots=True)
+class Predictions:
+    """What a policy says at M places: the log-prob of the token that follows, and the entropy there if asked for."""
+
+    logprob_M: Tensor
+    entropy_M: Tensor | None = None
+
+
+class LanguageModel(nn.Module):
+    """A causal language model and its tokenizer."""
+
+    def __init__(self, library: Any, tokenizer: Tokenizer) -> None:
+        super().__init__()
+        self.library = library
+        self.tokenizer = tokenizer
+        self.trunk, self.linear_head = _choose_path(library)
+
+    @property
+    def device(self) -> torch.device:
+        return device_of(self.library)
+
+    @property
+    def context(self) -> int:
+        """The longest sequence the model takes, in tokens."""
+        return context_length(self.library.config)
+
+    def hidden(self, packed: Packed) -> Tensor:
+        return self.trunk.hidden(packed)
+
+    def predict(
+        self,
+        packed: Packed,
+        source_M: Tensor,
+        target_M: Tensor,
+        *,
+        temperature: float = 1.0,
+        entropy: bool = False,
+        hidden_ND: Tensor | None = None,
+    ) -> Predictions:
+        """Log-probs of `target_M` after the packed places `source_M`, under logits divided by `temperature`.
+
+        Ids beyond the tokenizer's vocabulary are never sampled and have no probability here either. The log-softmax is
+        taken in fp32. Logits exist for these places only, and for a chunk of them at a time.
+        """
+        if self.linear_head:
+            hidden_MD = (self.hidden(packed) if hidden_ND is None else hidden_ND).index_select(0, source_M)
+            head, size = self.library.get_output_embeddings(), hidden_MD.shape[0]
+            logits_of = head
+        else:
+            hidden_MD = self._library_logits(packed, source_M)
+            size, logits_of = hidden_MD.shape[0], nn.Identity()
+        rows = max(1, LOGITS_PER_CHUNK // self.tokenizer.vocabulary)
+        parts = []
+        for start in range(0, size, rows):
+            arguments = (logits_of, hidden_MD[start : start + rows], target_M[start : start + rows])
+            options = (self.tokenizer.vocabulary, temperature, entropy)
+            if size > rows and torch.is_grad_enabled():
+                parts.append(checkpoint(_predict_chunk, *arguments, *options, use_reentrant=False))
+            else:
+                parts.append(_predict_chunk(*arguments, *options))
+        logprob_M = torch.cat([part[0] for part in parts]) if parts else target_M.new_zeros(0, dtype=torch.float32)
+        entropy_M = torch.cat([part[1] for part in parts]) if entropy and parts else None
+        return Predictions(logprob_M, entropy_M)
+
+    def _library_logits(self, packed: Packed, source_M: Tensor) -> Tensor:
+        if self.trunk.padded:
+            logits = self.library(**_padded_inputs(packed), use_cache=False).logits
+            return _as_tensor(logits).flatten(0, 1).index_select(0, packed.flat_N[source_M])
+        with packed_attention_on(self.library.config):
+            output = self.library(
+                input_ids=packed.id_N[None],
+                position_ids=packed.position_N[None],
+                use_cache=False,
+                packed=packed,
+                logits_to_keep=source_M,
+            )
+        return _as_tensor(output.logits)[0]
+
+
+class RewardModel(nn.Module):
+    """A trunk with a scalar head: scores at a sequence's last token, or values at every place asked for."""
+
+    def __init__(self, library: Any, tokenizer: Tokenizer) -> None:
+        super().__init__()
+        self.library = library
+        self.tokenizer = tokenizer
+        self.trunk = _choose_trunk(library)
+        self.register_buffer("offset", torch.tensor(float(getattr(library.config, "reward_offset", 0.0))))
+        self.offset: Tensor
+
+    @property
+    def device(self) -> torch.device:
+        return device_of(self.library)
+
+    @property
+    def context(self) -> int:
+        """The longest sequence it reads: its architecture's limit, or a lower one that it was trained with."""
+        limit = getattr(self.library.config, "reward_max_tokens", None)
+        return min(context_length(self.library.config), limit or context_length(self.library.config))
+
+    def at(self, packed: Packed, source_M: Tensor) -> Tensor:
+        """The head's output minus the offset at the packed places `source_M`, in fp32."""
+        hidden_MD = self.trunk.hidden(packed).index_select(0, source_M)
+        with torch.autocast(hidden_MD.device.type, enabled=False):
+            value_M1 = nn.functional.linear(hidden_MD.float(), self.library.score.weight.float())
+        return value_M1[:, 0] - self.offset
+
+    def scores(self, packed: Packed) -> Tensor:
+        """`score_S`, read at each sequence's last token."""
+        return self.at(packed, packed.last_S)
+
+
+def _predict_chunk(
+    logits_of: nn.Module, hidden_MD: Tensor, target_M: Tensor, vocabulary: int, temperature: float, entropy: bool
+) -> tuple[Tensor, Tensor]:
+    logits_MV = logits_of(hidden_MD)[:, :vocabulary].float()
+    if temperature != 1.0:
+        logits_MV = logits_MV / temperature
+    normalizer_M = logits_MV.logsumexp(1)
+    logprob_M = logits_MV.gather(1, target_M[:, None])[:, 0] - normalizer_M
+    if not entropy:
+        return logprob_M, logprob_M.detach()
+    with torch.no_grad():
+        logprob_MV = logits_MV - normalizer_M[:, None]
+        entropy_M = -(logprob_MV.exp() * logprob_MV).sum(1)
+    return logprob_M, entropy_M
+
+
+def _choose_path(library: Any) -> tuple[Trunk, bool]:
+    """The trunk for a causal model, and whether its head is just the output embedding (no soft cap, no scale)."""
+    trunk = _choose_trunk(library)
+    packed = _probe(library)
+    with torch.no_grad():
+        ours = library.get_output_embeddings()(trunk.hidden(packed))
+        whole = library(**_padded_inputs(packed), use_cache=False).logits.flatten(0, 1)
+    linear = bool((ours - whole.index_select(0, packed.flat_N)).abs().max() <= PROBE_TOLERANCE)
+    if not linear:
+        log.info("%s changes its logits after the output embedding; all logits are computed", library.config.model_type)
+    return trunk, linear
+
+
+def _choose_trunk(library: Any) -> Trunk:
+    """Packed where that gives the same hidden states as the library run on each sequence alone, else padded."""
+    was_training = library.training
+    library.eval()
+    packed = _probe(library)
+    try:
+        with torch.no_grad():
+            parts = torch.split(packed.id_N, list(packed.lengths))
+            alone = [library.base_model(input_ids=ids[None], use_cache=False).last_hidden_state[0] for ids in parts]
+            together = Trunk(library).hidden(packed)
+        difference = float((torch.cat(alone) - together).abs().max())
+    except (ValueError, TypeError, RuntimeError, KeyError, AttributeError) as error:
+        difference, reason = float("inf"), str(error).splitlines()[0]
+    else:
+        reason = f"hidden states differ by {difference:.1e}"
+    library.train(was_training)
+    if difference <= PROBE_TOLERANCE:
+        return Trunk(library)
+    log.warning("%s does not run packed (%s); using the library's own attention", library.config.model_type, reason)
+    return Trunk(library, padded=True)
+
+
+def _probe(library: Any) -> Packed:
+    vocabulary = int(library.config.get_text_config().vocab_size)
+    ids = [(7 * place + 3) % vocabulary for place in range(8)]
+    return pack([ids[:5], ids[5:]]).to(device_of(library))
+
+
+def _padded_inputs(packed: Packed) -> dict[str, Tensor]:
+    length_S = torch.tensor(packed.lengths, device=packed.id_N.device)
+    mask_ST = torch.arange(packed.padded_ST.shape[1], device=length_S.device) < length_S[:, None]
+    return {"input_ids": packed.id_N[packed.padded_ST], "attention_mask": mask_ST.long()}
+
+
+def _as_tensor(value: Any) -> Tensor:
+    assert isinstance(value, Tensor)
+    return value
+
+
+def device_of(module: Any) -> torch.device:
+    """Where a module's parameters are."""
+    return _as_tensor(next(module.parameters())).device
+
+
+def context_length(config: Any) -> int:
+    """The longest sequence a model takes, in tokens; 1,048,576 where the config names no limit."""
+    text = config.get_text_config()
+    for name in ("max_position_embeddings", "n_positions", "max_seq_len"):
+        value = getattr(text, name, None)
+        if isinstance(value, int) and value > 0:
+            return value
+    return 2**20
+
+
+def check_fits(lengths: Sequence[int], context: int, *, what: str) -> None:
+    """Refuse sequences that are longer than the model's context."""
+    longest = max(lengths, default=0)
+    if longest > context:
+        count = sum(length > context for length in lengths)
+        raise ModelError(
+            f"{count} of {len(lengths)} {what} are longer than the model's context of {context} tokens "
+            f"(the longest has {longest}). Shorten or drop them, or use a model with a longer context."
+        )
+
+
+def count_parameters(module: nn.Module) -> int:
+    """Parameters, each shared tensor once."""
+    return sum(parameter.numel() for parameter in {id(p): p for p in module.parameters()}.values())

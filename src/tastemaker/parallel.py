@@ -1,0 +1,62 @@
+"""Devices, threads and processor settings: the only module that knows what the program runs on.
+
+One process for now; many will come in here and nowhere else.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import logging
+import sys
+from typing import Any
+
+import torch
+
+log = logging.getLogger(__name__)
+
+FP32_RELATIVE_ERROR = 2e-6  # what a true fp32 product keeps; bf16 rounding gives about 3e-3
+
+
+def prepare(threads: int | None = None) -> torch.device:
+    """Choose the device, set the thread count, and make an ordinary processor fast. Returns the device."""
+    if threads is not None:
+        torch.set_num_threads(threads)
+    if torch.cuda.is_available():
+        return torch.device("cuda")
+    _keep_freed_memory()
+    _route_fp32_products()
+    return torch.device("cpu")
+
+
+def _keep_freed_memory() -> None:
+    """Let glibc keep large freed blocks: page faults made a training step up to 1.7 times slower."""
+    if not sys.platform.startswith("linux"):
+        return
+    try:
+        libc = ctypes.CDLL("libc.so.6")
+    except OSError:
+        return
+    libc.mallopt(-4, 0)  # M_MMAP_MAX
+    libc.mallopt(-1, 2**31 - 1)  # M_TRIM_THRESHOLD
+
+
+def _route_fp32_products() -> None:
+    """Send fp32 matrix products through oneDNN where that keeps fp32 accuracy; 2.2 times faster on AVX-512 AMD.
+
+    The switch is meant to allow bf16 rounding, and on processors with AMX it does: so the result is checked.
+    """
+    matmul: Any = getattr(torch.backends.mkldnn, "matmul", None)
+    if matmul is None:
+        return
+    before = matmul.fp32_precision
+    matmul.fp32_precision = "bf16"
+    if _product_error() > FP32_RELATIVE_ERROR:
+        matmul.fp32_precision = before
+        log.info("oneDNN rounds fp32 products to bf16 on this processor; left off")
+
+
+def _product_error() -> float:
+    generator = torch.Generator().manual_seed(0)
+    left, right = (torch.randn(192, 256, generator=generator), torch.randn(256, 192, generator=generator))
+    exact = left.double() @ right.double()
+    return float(((left @ right).double() - exact).norm() / exact.norm())

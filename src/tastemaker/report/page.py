@@ -1,0 +1,112 @@
+"""Puts a run's story into the templates and writes OUT/report.html.
+
+The page depends on nothing but the run folder: no clock, no randomness, so the same folder gives the same bytes. Every
+text of the run is escaped by the templates; a content security policy forbids scripts and the network besides.
+"""
+
+from __future__ import annotations
+
+from importlib import resources
+from pathlib import Path
+
+from jinja2 import Environment, PackageLoader, StrictUndefined
+from markupsafe import Markup
+
+from tastemaker import __version__
+from tastemaker.files import atomic_write
+from tastemaker.report import curves, sections, winners
+from tastemaker.report.families import Inks
+from tastemaker.report.reading import read_run
+from tastemaker.report.run import Run
+from tastemaker.report.words import capitalised, duration, memory, percent, percent_range, plain
+
+REPORT = "report.html"
+
+
+def write_report(out: Path) -> Path:
+    """Read the run folder `out`, write its report beside its results, and return where it is."""
+    html = render(read_run(out))
+    target = out / REPORT
+    with atomic_write(target) as file:
+        file.write(html)
+    return target
+
+
+def render(run: Run) -> str:
+    """The whole page."""
+    inks = Inks.for_models((model.name, model.kind) for model in run.results.models)
+    story: dict[str, object] = {
+        "headline": winners.headline(run, inks),
+        "flow": sections.flow(run),
+        "winners": winners.winners(run, inks),
+        "claims": sections.claim_rows(run.results.claims),
+        "models": sections.model_table(run, inks),
+        "categories": winners.category_panels(run.results.models, inks, baseline=run.setting.baseline),
+        "learned": sections.learned(run, inks),
+        "courses": curves.courses(run, inks),
+        "distance": curves.distance(run, inks),
+        "examples": sections.examples(run.samples, inks),
+        "cost": sections.cost(run),
+        "origins": sections.origins(run),
+    }
+    environment = Environment(
+        loader=PackageLoader("tastemaker.report"),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters |= {"plain": plain, "percent": percent, "percent_range": percent_range}
+    style = resources.files("tastemaker.report").joinpath("templates/style.css").read_text(encoding="utf-8")
+    return environment.get_template("report.html").render(
+        story,
+        title=capitalised(plain(run.results.recipe)) or run.name,
+        facts=_facts(run),
+        versions=dict(run.results.versions) or _manifest_versions(run),
+        missing=_missing(story),
+        tastemaker=__version__,
+        style=Markup(style),  # our own file, not the run's
+    )
+
+
+def _facts(run: Run) -> list[tuple[str, str]]:
+    """What the run was, for the line above the headline."""
+    results = run.results
+    facts = [
+        ("recipe", results.recipe),
+        ("seed", "" if results.seed is None else str(results.seed)),
+        ("started", _minute(results.started)),
+        ("finished", "" if results.started else _minute(results.finished)),
+        ("took", "" if results.seconds is None else duration(results.seconds)),
+        ("peak memory", "" if results.peak_memory_mb is None else memory(results.peak_memory_mb)),
+    ]
+    return [(name, value) for name, value in facts if value]
+
+
+def _minute(moment: str) -> str:
+    return moment.replace("T", " ")[:16]
+
+
+def _manifest_versions(run: Run) -> dict[str, str]:
+    return next((dict(folder.manifest.libraries) for folder in reversed(run.folders) if folder.manifest), {})
+
+
+def _missing(story: dict[str, object]) -> list[tuple[str, str]]:
+    """What the run lacks, and where it would have come from."""
+    wanted = [
+        ("who won", "winners", "comparisons in results.json"),
+        ("claims", "claims", "claims in results.json"),
+        ("models in numbers", "models", "models in results.json"),
+        ("results by category", "categories", "by_category of the models in results.json"),
+        ("agreement and reward model", "learned", "agreement in results.json and 5-reward/VARIANT/results.json"),
+        ("training curves", "courses", "metrics.jsonl of the stages"),
+        (
+            "distance from the reference",
+            "distance",
+            "over_optimization, or kl and proxy_score of two models, in results.json",
+        ),
+        ("samples", "examples", "7-evaluation/samples.jsonl"),
+        ("cost", "cost", "stages in results.json, or the manifests"),
+        ("lineage", "origins", "manifest.json of the stages"),
+    ]
+    return [(name, source) for name, key, source in wanted if not story[key]]

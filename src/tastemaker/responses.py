@@ -1,0 +1,109 @@
+"""Text in, text out: a policy's responses to prompts, for labelling, evaluation and scoring.
+
+The seed of a response is a function of the run's seed, the prompt's key and a purpose, so it does not depend on which
+other prompts are sampled beside it.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from tastemaker.errors import ConfigError
+from tastemaker.generation import FinishReason, Generator, Rollout, Sampling
+from tastemaker.model import LanguageModel
+from tastemaker.records import Prompt, Response
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DecodingConfig:
+    """How responses are decoded: drawn at `temperature`, or the likeliest token each time (`greedy`)."""
+
+    max_new_tokens: int = 256
+    temperature: float = 1.0
+    greedy: bool = False
+    batch_tokens: int = 16384
+    """Tokens of prompt and response that are decoded together."""
+
+    @property
+    def name(self) -> str:
+        return "greedy" if self.greedy else f"T={self.temperature:g}"
+
+
+def seed_for(seed: int, *parts: str | int) -> int:
+    """A 63-bit seed that is a hash of the run's seed and of what is sampled."""
+    text = "/".join(map(str, (seed, *parts)))
+    return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest(), "big") >> 1
+
+
+def sampling_for(policy: LanguageModel, decoding: DecodingConfig) -> Sampling:
+    """The engine's settings for a policy."""
+    return Sampling(
+        max_new_tokens=decoding.max_new_tokens,
+        temperature=decoding.temperature,
+        greedy=decoding.greedy,
+        stop_token_ids=policy.tokenizer.stop_ids,
+    )
+
+
+def sample_responses(
+    policy: LanguageModel,
+    prompts: Sequence[Prompt],
+    *,
+    n: int,
+    decoding: DecodingConfig,
+    seed: int,
+    purpose: str,
+    prefix: str = "",
+    progress: Callable[[int], None] | None = None,
+) -> list[list[Response]]:
+    """`n` responses to each prompt, in order.
+
+    `prefix` is text that stands before every prompt, as a few-shot prompt does; it comes after the beginning-of-text
+    token and is computed once.
+    """
+    rollouts = sample_rollouts(
+        policy, prompts, n=n, decoding=decoding, seed=seed, purpose=purpose, prefix=prefix, progress=progress
+    )
+    return [[as_response(policy, rollout) for rollout in group] for group in rollouts]
+
+
+def sample_rollouts(
+    policy: LanguageModel,
+    prompts: Sequence[Prompt],
+    *,
+    n: int,
+    decoding: DecodingConfig,
+    seed: int,
+    purpose: str,
+    prefix: str = "",
+    progress: Callable[[int], None] | None = None,
+) -> list[list[Rollout]]:
+    """The same as token ids with their log-probs."""
+    ids = [policy.tokenizer.prompt_ids(prompt.messages) for prompt in prompts]
+    prefix_ids: list[int] = []
+    if prefix:
+        bos = policy.tokenizer.library.bos_token_id
+        if any(row[0] == bos for row in ids) and not all(row[0] == bos for row in ids):
+            raise ConfigError("some prompts begin with the beginning-of-text token and some do not")
+        opens = bool(ids) and ids[0][0] == bos
+        ids = [row[1:] for row in ids] if opens else ids
+        prefix_ids = ([bos] if opens else []) + policy.tokenizer.text_ids(prefix)[int(opens) : -1]
+    generator = Generator(
+        policy.library, vocabulary=policy.tokenizer.vocabulary, max_batch_tokens=decoding.batch_tokens
+    )
+    return generator.generate(
+        ids,
+        n,
+        sampling_for(policy, decoding),
+        [seed_for(seed, purpose, prompt.key) for prompt in prompts],
+        prefix=prefix_ids,
+        progress=progress,
+    )
+
+
+def as_response(policy: LanguageModel, rollout: Rollout) -> Response:
+    """A rollout's text, without the stop token."""
+    text = policy.tokenizer.response_text(rollout.response_ids)
+    return Response(text=text, finished=rollout.finish is FinishReason.STOP)

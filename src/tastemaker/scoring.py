@@ -1,0 +1,86 @@
+"""Scores of responses: by a reward model, which reads text through its own tokenizer, or by any Python function.
+
+A reward model is queried exactly as it was trained: the same function encodes prompt, response and ending for both. So
+a policy and its reward model may have different tokenizers, and a response that was cut off lacks the end token in
+both.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Protocol
+
+import torch
+
+from tastemaker.errors import TrainingError
+from tastemaker.model import RewardModel
+from tastemaker.packing import microbatches, pack
+from tastemaker.records import Messages, Prompt, Response
+from tastemaker.tokenizer import Tokenizer
+
+ScoreFunction = Callable[[list[Messages], list[str], list[Mapping[str, Any]]], Sequence[float]]
+
+
+class Scorer(Protocol):
+    """Gives every response to a prompt a score; higher is better."""
+
+    def __call__(self, prompts: Sequence[Prompt], responses: Sequence[Response]) -> list[float]: ...
+
+
+def encode_for_reward(tokenizer: Tokenizer, prompt: Prompt, response: Response, *, context: int) -> list[int]:
+    """The ids whose last is where the score is read. A prompt too long for the context loses its beginning."""
+    ending = tokenizer.response_ids(response.text, finished=response.finished)
+    opening = tokenizer.prompt_ids(prompt.messages)
+    return [*opening[max(0, len(opening) + len(ending) - context) :], *ending][-context:]
+
+
+class ModelScorer:
+    """Scores by a reward model."""
+
+    def __init__(self, model: RewardModel, *, budget: int, precision: str = "float32") -> None:
+        self.model, self.budget = model, budget
+        self.bfloat16 = precision == "bfloat16"
+
+    @torch.no_grad()
+    def __call__(self, prompts: Sequence[Prompt], responses: Sequence[Response]) -> list[float]:
+        model = self.model
+        sequences = [
+            encode_for_reward(model.tokenizer, prompt, response, context=model.context)
+            for prompt, response in zip(prompts, responses, strict=True)
+        ]
+        scores = [0.0] * len(sequences)
+        for group in microbatches([len(ids) for ids in sequences], budget=self.budget):
+            packed = pack([sequences[index] for index in group]).to(model.device)
+            with torch.autocast(model.device.type, dtype=torch.bfloat16, enabled=self.bfloat16):
+                score_S = model.scores(packed)
+            for index, score in zip(group, score_S.tolist(), strict=True):
+                scores[index] = score
+        return scores
+
+
+class FunctionScorer:
+    """Scores by a Python function `score(prompts, responses, records) -> list of float`.
+
+    `prompts` are conversations, `responses` texts, `records` the prompts' other fields and `finished`.
+    """
+
+    def __init__(self, function: ScoreFunction, *, name: str) -> None:
+        self.function, self.name = function, name
+
+    def __call__(self, prompts: Sequence[Prompt], responses: Sequence[Response]) -> list[float]:
+        records = [
+            prompt.about.to_json()
+            | {"messages": [message.to_json() for message in prompt.messages]}
+            | {"finished": response.finished}
+            for prompt, response in zip(prompts, responses, strict=True)
+        ]
+        texts = [response.text for response in responses]
+        scores = [float(score) for score in self.function([p.messages for p in prompts], texts, list(records))]
+        if len(scores) != len(responses):
+            raise TrainingError(
+                f"{self.name} returned {len(scores)} scores for {len(responses)} responses; return one for each."
+            )
+        bad = [score for score in scores if score != score or abs(score) == float("inf")]
+        if bad:
+            raise TrainingError(f"{self.name} returned {bad[0]} as a score; scores must be finite numbers.")
+        return scores

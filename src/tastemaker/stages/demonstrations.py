@@ -1,0 +1,41 @@
+"""Demonstrations: people write what the model should have answered (sections 3.2 to 3.4)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from tastemaker.panel import Panel, collect
+from tastemaker.records import Demonstration, Prompt
+from tastemaker.store import LabelService
+from tastemaker.store.tasks import Guideline, NewItem, StudyConfig
+
+TRAINING_GUIDELINE = Guideline(
+    version="training-1",
+    text=(
+        "Helpfulness to the user comes first: follow the intention of the request, in clear language, without what was "
+        "not asked for. Then truthfulness: invent nothing, and correct a false premise. Then harmlessness: do not help "
+        "to hurt anyone."
+    ),
+)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DemonstrationsConfig:
+    """How many prompts get a demonstration (None: all), and the file of demonstrations that exist already."""
+
+    source: str | None = None
+    """A file, dataset or Python function of ready demonstrations; none are collected then."""
+    train: int | None = None
+    validation: int | None = None
+
+
+def collect_demonstrations(
+    service: LabelService, prompts: Sequence[Prompt], panel: Panel, *, study: str
+) -> list[Demonstration]:
+    """One demonstration for each prompt, from the raters of `panel`."""
+    config = StudyConfig(
+        name=study, kind="demonstration", purpose="training", rater_group=panel.group, guideline=TRAINING_GUIDELINE
+    )
+    collect(service, config, [NewItem(key=prompt.key, prompt=prompt) for prompt in prompts], panel)
+    return service.demonstrations(study)

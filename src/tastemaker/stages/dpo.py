@@ -1,0 +1,210 @@
+"""Direct preference optimisation (Rafailov et al. 2023, arXiv 2305.18290), the reward-model-free alternative to PPO.
+
+Every untied pair of a ranking is a pair of responses, chosen and rejected. The reference is the model that training
+starts from; its log-probs are computed once, by the same forward pass as the policy's, so the loss is log 2 at step 0.
+Log-probs are sums over response tokens, the end token included, never means. IPO (arXiv 2310.12036) and label
+smoothing (conservative DPO) are variants of the loss.
+
+The share of pairs whose implicit reward, beta (log pi - log pi_ref), is higher for the chosen response is reported on
+held-out rankings: DPO's answer to the reward model's accuracy.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+from tastemaker.checkpoint import load_policy, save_policy
+from tastemaker.corpus import permutation
+from tastemaker.errors import ConfigError, DataError
+from tastemaker.files import write_json
+from tastemaker.losses import dpo_loss
+from tastemaker.model import LanguageModel, check_fits
+from tastemaker.packing import microbatches, pack, response_sources
+from tastemaker.records import Ranking
+from tastemaker.statistics import accuracy
+from tastemaker.training import Loss, OptimizerConfig, Trainer
+from tastemaker.training.loop import ModuleState, run_steps
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DpoConfig:
+    """DPO. The defaults are the paper's, with Adam in place of RMSprop."""
+
+    kind: Literal["dpo"] = "dpo"
+    init: str
+    """The SFT variant that DPO starts from and is held to."""
+    beta: float = 0.1
+    variant: Literal["sigmoid", "ipo"] = "sigmoid"
+    label_smoothing: float = 0.0
+    epochs: int = 1
+    batch_size: int = 64
+    """Pairs in an optimizer step."""
+    optimizer: OptimizerConfig = OptimizerConfig(learning_rate=1e-6, warmup_steps=150, schedule="constant")
+    microbatch_tokens: int = 8192
+    checkpoint_every: int = 50
+    """Optimizer steps between checkpoints."""
+
+    def __post_init__(self) -> None:
+        if not self.beta > 0:
+            raise ConfigError(f"beta is {self.beta}; it must be above 0.")
+        if not 0 <= self.label_smoothing < 0.5:
+            raise ConfigError(f"label_smoothing is {self.label_smoothing}; it must be from 0 to below 0.5.")
+        if self.label_smoothing and self.variant == "ipo":
+            raise ConfigError("label_smoothing is a variant of the sigmoid loss; leave it at 0 with variant = 'ipo'.")
+
+
+@dataclass(frozen=True, slots=True)
+class Pair:
+    """A prompt with its chosen and its rejected response, each closed as it was sampled."""
+
+    prompt_key: str
+    prompt_ids: tuple[int, ...]
+    chosen_ids: tuple[int, ...]
+    rejected_ids: tuple[int, ...]
+
+    @property
+    def cost(self) -> int:
+        return 2 * (len(self.prompt_ids) + max(len(self.chosen_ids), len(self.rejected_ids)))
+
+
+def train_dpo(
+    folder: Path,
+    *,
+    config: DpoConfig,
+    init: str,
+    rankings: Sequence[Ranking],
+    validation: Sequence[Ranking] = (),
+    device: torch.device,
+    seed: int,
+) -> Path:
+    """Train a policy on preferences; writes `model` and `results.json`. Returns the path of `model`.
+
+    Raises:
+        DataError: no ranking has an untied pair.
+    """
+    policy = load_policy(init).to(device)
+    pairs, held_out = as_pairs(rankings, policy), as_pairs(validation, policy)
+    if not pairs:
+        raise DataError("no ranking prefers one response to another, so there is nothing to learn; give untied ones.")
+    steps_per_epoch = -(-len(pairs) // config.batch_size)
+    trainer = Trainer(policy, config.optimizer, total_steps=steps_per_epoch * config.epochs)
+    reference_P2 = pair_logprobs(policy, pairs, config, trainer)
+    held_out_reference_P2 = pair_logprobs(policy, held_out, config, trainer)
+
+    def step(number: int) -> dict[str, float]:
+        epoch, place = divmod(number, steps_per_epoch)
+        order = permutation(len(pairs), seed=seed, epoch=epoch)
+        chosen = order[place * config.batch_size : (place + 1) * config.batch_size]
+        groups = microbatches([pairs[index].cost for index in chosen], budget=config.microbatch_tokens)
+        report = trainer.step(
+            ([chosen[index] for index in group] for group in groups),
+            partial(_pair_loss, policy, config, pairs, reference_P2),
+            float(len(chosen)),
+        )
+        return {
+            "loss": report.loss,
+            **{name: report.sums[name] / len(chosen) for name in ("accuracy", "margin")},
+            "chosen_logprob": report.sums["chosen"] / len(chosen),
+            "rejected_logprob": report.sums["rejected"] / len(chosen),
+            "grad_norm": report.grad_norm,
+            "learning_rate": report.learning_rate,
+            "epoch": (number + 1) / steps_per_epoch,
+        }
+
+    run_steps(
+        folder,
+        description=f"dpo {folder.name}",
+        total=steps_per_epoch * config.epochs,
+        states={"policy": ModuleState(policy), "trainer": trainer},
+        step=step,
+        checkpoint_every=config.checkpoint_every,
+    )
+    if held_out:
+        write_json(folder / "results.json", _measure(policy, held_out, held_out_reference_P2, config, trainer))
+    save_policy(folder / "model", policy)
+    return folder / "model"
+
+
+def as_pairs(rankings: Sequence[Ranking], policy: LanguageModel) -> list[Pair]:
+    """Every untied pair of every ranking, best first."""
+    tokenizer, pairs = policy.tokenizer, []
+    for ranking in rankings:
+        prompt_ids = tuple(tokenizer.prompt_ids(ranking.prompt.messages))
+        ids = [tuple(tokenizer.response_ids(r.text, finished=r.finished)) for r in ranking.responses]
+        ranks = ranking.ranks
+        pairs += [
+            Pair(ranking.prompt.key, prompt_ids, ids[better], ids[worse])
+            for better in range(len(ids))
+            for worse in range(len(ids))
+            if ranks[better] < ranks[worse] and ids[better] and ids[worse]
+        ]
+    check_fits([pair.cost // 2 for pair in pairs], policy.context, what="pairs")
+    return pairs
+
+
+@torch.no_grad()
+def pair_logprobs(policy: LanguageModel, pairs: Sequence[Pair], config: DpoConfig, trainer: Trainer) -> Tensor:
+    """Summed log-probs of chosen and rejected responses, `[P, 2]`."""
+    logprob_P2 = torch.zeros(len(pairs), 2)
+    for group in microbatches([pair.cost for pair in pairs], budget=config.microbatch_tokens):
+        with trainer.autocast():
+            logprob_P2[group] = _logprobs(policy, [pairs[index] for index in group]).cpu()
+    return logprob_P2
+
+
+def _logprobs(policy: LanguageModel, batch: Sequence[Pair]) -> Tensor:
+    """`[B, 2]`: chosen and rejected go through the model together."""
+    prompts = [pair.prompt_ids for pair in batch for _ in range(2)]
+    responses = [ids for pair in batch for ids in (pair.chosen_ids, pair.rejected_ids)]
+    packed = pack([(*prompt, *response) for prompt, response in zip(prompts, responses, strict=True)])
+    packed = packed.to(policy.device)
+    lengths = [len(response) for response in responses]
+    source_M = response_sources([len(prompt) for prompt in prompts], lengths).to(policy.device)
+    logprob_M = policy.predict(packed, source_M, packed.id_N[source_M + 1]).logprob_M
+    return torch.stack([part.sum() for part in torch.split(logprob_M, lengths)]).view(len(batch), 2)
+
+
+def _pair_loss(
+    policy: LanguageModel,
+    config: DpoConfig,
+    pairs: Sequence[Pair],
+    reference_P2: Tensor,
+    group: Sequence[int],
+    num_pairs: float,
+) -> Loss:
+    logprob_B2 = _logprobs(policy, [pairs[index] for index in group])
+    ref_B2 = reference_P2[list(group)].to(logprob_B2.device)
+    margin_B, ref_margin_B = logprob_B2[:, 0] - logprob_B2[:, 1], ref_B2[:, 0] - ref_B2[:, 1]
+    loss = dpo_loss(
+        margin_B,
+        ref_margin_B,
+        beta=config.beta,
+        label_smoothing=config.label_smoothing,
+        variant=config.variant,
+        num_pairs=num_pairs,
+    )
+    gain_B = (margin_B - ref_margin_B).detach()
+    sums = {
+        "accuracy": float((gain_B > 0).sum()),
+        "margin": float(config.beta * gain_B.sum()),
+        "chosen": float(logprob_B2[:, 0].detach().sum()),
+        "rejected": float(logprob_B2[:, 1].detach().sum()),
+    }
+    return Loss(loss, sums)
+
+
+def _measure(
+    policy: LanguageModel, pairs: Sequence[Pair], reference_P2: Tensor, config: DpoConfig, trainer: Trainer
+) -> dict[str, Any]:
+    logprob_P2 = pair_logprobs(policy, pairs, config, trainer)
+    gain_P = (logprob_P2 - reference_P2)[:, 0] - (logprob_P2 - reference_P2)[:, 1]
+    correct = [1.0 if gain > 0 else 0.5 if gain == 0 else 0.0 for gain in gain_P.tolist()]
+    estimate = accuracy(correct, [pair.prompt_key for pair in pairs])
+    return {"accuracy": estimate.value, "n": estimate.n, "ci95": [estimate.ci95.low, estimate.ci95.high]}

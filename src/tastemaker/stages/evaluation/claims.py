@@ -1,0 +1,102 @@
+"""Statements that a run is to bear out, judged by their intervals alone.
+
+A claim is a list of checks; each takes one measured number with its 95 % interval and a bound. The claim holds if every
+interval lies wholly beyond its bound. Nothing else enters: neither the point estimate nor what was hoped for.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal, Protocol
+
+from tastemaker.errors import ConfigError
+from tastemaker.intervals import Estimate
+
+Measure = Literal[
+    "win_rate",
+    "length_controlled_win_rate",
+    "flag_rate",
+    "flag_rate_difference",
+    "likert_difference",
+    "text_loss_difference",
+    "reward_accuracy",
+    "reward_accuracy_drop",
+    "gold_difference",
+]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Check:
+    """One number and its bound: the interval of `measure` must lie above `above`, or below `below`."""
+
+    measure: Measure
+    a: str
+    """A contestant, or a reward variant for the reward measures."""
+    b: str | None = None
+    """The other contestant, for measures of two."""
+    decoding: str | None = None
+    """"greedy" or "T=1"; None: the last one of the evaluation."""
+    judge: str | None = None
+    """The group of raters; None: the held-out one."""
+    flag: str | None = None
+    """A yes/no field of the ratings."""
+    where: Mapping[str, str] | None = None
+    """Only prompts whose record has these fields."""
+    above: float | None = None
+    below: float | None = None
+
+    def __post_init__(self) -> None:
+        if (self.above is None) == (self.below is None):
+            raise ConfigError(f"a check of {self.measure} needs exactly one of 'above' and 'below'.")
+        if "flag" in self.measure and self.flag is None:
+            raise ConfigError(f"a check of {self.measure} needs 'flag', the field that raters set.")
+
+    def holds(self, estimate: Estimate) -> bool:
+        if self.above is not None:
+            return estimate.ci95.low > self.above
+        return self.below is not None and estimate.ci95.high < self.below
+
+    def describe(self, estimate: Estimate) -> str:
+        of_whom = self.a if self.b is None else f"{self.a} against {self.b}"
+        what = self.measure.replace("_", " ") + (f" of {self.flag.replace('_', ' ')}" if self.flag else "")
+        where = "" if self.where is None else " on " + ", ".join(self.where.values()) + " prompts"
+        bound = f"> {self.above:g}" if self.above is not None else f"< {self.below:g}"
+        decoding = "" if self.decoding is None else f", {self.decoding}"
+        low, high = estimate.ci95.low, estimate.ci95.high
+        return f"{what}, {of_whom}{where}{decoding}: {estimate.value:.3f} [{low:.3f}, {high:.3f}], needed {bound}"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Claim:
+    """A statement and the checks that bear it out."""
+
+    id: str
+    statement: str
+    checks: tuple[Check, ...]
+
+
+class Measured(Protocol):
+    """Finds the number that a check is about."""
+
+    def find(self, check: Check) -> Estimate: ...
+
+
+def judge_claims(claims: Sequence[Claim], measured: Measured) -> list[dict[str, Any]]:
+    """Each claim with what was measured and whether it holds."""
+    rows = []
+    for claim in claims:
+        found = [(check, measured.find(check)) for check in claim.checks]
+        rows.append(
+            {
+                "id": claim.id,
+                "statement": claim.statement,
+                "measured": "; ".join(check.describe(estimate) for check, estimate in found),
+                "holds": all(check.holds(estimate) for check, estimate in found),
+                "checks": [
+                    {"description": check.describe(estimate), "holds": check.holds(estimate)} | estimate.to_json()
+                    for check, estimate in found
+                ],
+            }
+        )
+    return rows

@@ -1,0 +1,198 @@
+"""Who takes part in an evaluation, and their responses.
+
+A contestant is a model, a model with a few-shot prefix, or best-of-n sampling against the reward model (the baseline
+policy of Stiennon et al.). The few-shot prefix of a base model is the best of many by reward score on validation
+prompts, as the paper's was (section 3.5), so that the comparison is with a base at its best.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from tastemaker.console import progress
+from tastemaker.errors import ConfigError
+from tastemaker.generation import FinishReason, Rollout
+from tastemaker.model import LanguageModel
+from tastemaker.packing import microbatches, pack, response_sources
+from tastemaker.records import Demonstration, Prompt, Response
+from tastemaker.responses import DecodingConfig, as_response, sample_responses, sample_rollouts
+from tastemaker.scoring import Scorer
+from tastemaker.statistics import best_of_n_kl
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FewShot:
+    """A prefix of worked examples: the best of `candidates` random sets of `shots`, by reward score."""
+
+    source: str | None = None
+    """A file, dataset or Python function of demonstrations to draw from; None: the training demonstrations."""
+    template: str = "{prompt}\n{response}\n\n"
+    """One worked example, as it stands in the prefix."""
+    shots: int = 6
+    candidates: int = 20
+    prompts: int = 64
+    """Validation prompts on which the candidates are compared."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Contestant:
+    """One policy in the evaluation."""
+
+    model: str
+    """A variant of this run ("sft/baseline", "policy/ppo-ptx", "policy/ppo-ptx:ema"), a model folder or a hub name."""
+    stop_texts: tuple[str, ...] = ()
+    """Further tokens that end a response, such as a base model's mark of the next question."""
+    few_shot: FewShot | None = None
+    best_of: int | None = None
+    """Sample this many responses and keep the one that scores highest."""
+    reference: str | None = None
+    """The model that the KL divergence is measured from, named as `model` is."""
+
+    def __post_init__(self) -> None:
+        if self.best_of is not None and self.best_of < 2:
+            raise ConfigError(f"best_of is {self.best_of}; it must be at least 2.")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Field:
+    """A contestant ready to respond: its loaded model, its prefix, and the reference for its KL."""
+
+    contestant: Contestant
+    policy: LanguageModel
+    prefix: str = ""
+    reference: LanguageModel | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Sampled:
+    """A contestant's responses to all prompts under one decoding, with what the model itself knows about them."""
+
+    responses: tuple[Response, ...]
+    num_tokens: tuple[int, ...]
+    entropy: float | None
+    """Nats a token, estimated by -log p of the sampled tokens."""
+    kl: tuple[float, ...] | None
+    """log pi - log pi_ref summed over each response; None without a reference."""
+
+
+Responses = Mapping[tuple[str, str], Sampled]
+"""By contestant and name of the decoding."""
+
+
+def respond(
+    name: str, field: Field, prompts: Sequence[Prompt], decoding: DecodingConfig, scorer: Scorer | None, *, seed: int
+) -> Sampled:
+    """The contestant's response to each prompt."""
+    n = field.contestant.best_of or 1
+    with progress(f"{name}, {decoding.name}", n * len(prompts)) as ticker:
+        groups = sample_rollouts(
+            field.policy,
+            prompts,
+            n=n,
+            decoding=decoding,
+            seed=seed,
+            purpose=f"evaluation/{name}/{decoding.name}",
+            prefix=field.prefix,
+            progress=ticker.advance,
+        )
+    rollouts = _best(field, prompts, groups, scorer) if n > 1 else [group[0] for group in groups]
+    return Sampled(
+        responses=tuple(as_response(field.policy, rollout) for rollout in rollouts),
+        num_tokens=tuple(len(rollout.response_ids) for rollout in rollouts),
+        entropy=None if decoding.greedy or n > 1 else _entropy(rollouts),
+        kl=_kl(field, rollouts, decoding, n),
+    )
+
+
+def best_prefix(
+    policy: LanguageModel,
+    config: FewShot,
+    demonstrations: Sequence[Demonstration],
+    prompts: Sequence[Prompt],
+    scorer: Scorer,
+    decoding: DecodingConfig,
+    *,
+    seed: int,
+) -> tuple[str, list[dict[str, Any]]]:
+    """The best of `config.candidates` prefixes by mean score, and every candidate with its score."""
+    rng = random.Random(f"{seed}/few-shot")
+    chosen = rng.sample(list(prompts), min(config.prompts, len(prompts)))
+    contest: list[dict[str, Any]] = []
+    with progress("few-shot contest", config.candidates) as ticker:
+        for number in range(config.candidates):
+            examples = rng.sample(list(demonstrations), config.shots)
+            prefix = "".join(_worked_example(config.template, example) for example in examples)
+            groups = sample_responses(
+                policy, chosen, n=1, decoding=decoding, seed=seed, purpose=f"few-shot/{number}", prefix=prefix
+            )
+            scores = scorer(chosen, [group[0] for group in groups])
+            contest.append({"prefix": prefix, "score": float(np.mean(scores))})
+            ticker.advance()
+    best = max(contest, key=lambda row: float(row["score"]))
+    return str(best["prefix"]), contest
+
+
+def _worked_example(template: str, example: Demonstration) -> str:
+    return template.format(prompt=example.prompt.messages[-1].content, response=example.response)
+
+
+def _best(
+    field: Field, prompts: Sequence[Prompt], groups: Sequence[Sequence[Rollout]], scorer: Scorer | None
+) -> list[Rollout]:
+    if scorer is None:
+        raise ConfigError("best_of needs a reward model to choose by; train one, or leave best_of out.")
+    flat_prompts = [prompt for prompt, group in zip(prompts, groups, strict=True) for _ in group]
+    scores = iter(scorer(flat_prompts, [as_response(field.policy, rollout) for group in groups for rollout in group]))
+    chosen = []
+    for group in groups:
+        score_of = [next(scores) for _ in group]
+        chosen.append(group[max(range(len(group)), key=lambda place: score_of[place])])
+    return chosen
+
+
+def _entropy(rollouts: Sequence[Rollout]) -> float:
+    return -float(np.mean([logprob for rollout in rollouts for logprob in rollout.logprobs]))
+
+
+def _kl(field: Field, rollouts: Sequence[Rollout], decoding: DecodingConfig, n: int) -> tuple[float, ...] | None:
+    if field.reference is None or decoding.greedy:
+        return None
+    reference = reference_logprobs(field.reference, rollouts, decoding)
+    sampled = [sum(rollout.logprobs) for rollout in rollouts]
+    if n > 1:  # the law of the best of n is not the sampler's; its KL has a closed form
+        return tuple(best_of_n_kl(n) for _ in rollouts)
+    return tuple(ours - theirs for ours, theirs in zip(sampled, reference, strict=True))
+
+
+@torch.no_grad()
+def reference_logprobs(reference: LanguageModel, rollouts: Sequence[Rollout], decoding: DecodingConfig) -> list[float]:
+    """The reference's log-prob of each rollout's response, summed over its tokens."""
+    sequences = [(*rollout.prompt_ids, *rollout.response_ids) for rollout in rollouts]
+    sums = [0.0] * len(rollouts)
+    for group in microbatches([len(ids) for ids in sequences], budget=decoding.batch_tokens):
+        lengths = [len(rollouts[index].response_ids) for index in group]
+        packed = pack([sequences[index] for index in group]).to(reference.device)
+        source_M = response_sources([len(rollouts[index].prompt_ids) for index in group], lengths)
+        source_M = source_M.to(reference.device)
+        target_M = packed.id_N[source_M + 1]
+        logprob_M = reference.predict(packed, source_M, target_M, temperature=decoding.temperature).logprob_M
+        parts: tuple[Tensor, ...] = torch.split(logprob_M, lengths)
+        for index, part in zip(group, parts, strict=True):
+            sums[index] = float(part.sum())
+    return sums
+
+
+def finished_rate(sampled: Sampled) -> float:
+    """The share of responses that ended by themselves."""
+    return float(np.mean([response.finished for response in sampled.responses]))
+
+
+def is_finished(rollout: Rollout) -> bool:
+    return rollout.finish is FinishReason.STOP

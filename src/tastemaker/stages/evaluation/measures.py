@@ -1,0 +1,235 @@
+"""From answers to numbers: win rates, shares, differences, each with a 95 % interval clustered by prompt.
+
+Win rates count ties half, and are also given under length control (a logistic regression on the log ratio of lengths,
+as in Stiennon et al.), because raters like long responses and a policy finds that out.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+from tastemaker.errors import ConfigError, DataError
+from tastemaker.intervals import Estimate, Interval, mean_ci
+from tastemaker.records import Prompt
+from tastemaker.stages.evaluation.claims import Check
+from tastemaker.stages.evaluation.contestants import Responses, Sampled, finished_rate
+from tastemaker.stages.evaluation.judging import EvaluationConfig, Judged
+from tastemaker.statistics import distinct_n, length_controlled_win_rate, win_rate
+from tastemaker.store.tasks import Rating
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Tables:
+    """Everything that was measured, ready to be asked by a claim or written out."""
+
+    config: EvaluationConfig
+    prompts: Sequence[Prompt]
+    responses: Responses
+    judged: Sequence[Judged]
+    ratings: Sequence[Rating]
+    held_out_group: str
+    text_losses: Mapping[str, Sequence[float]] = field(default_factory=dict)
+    """Per contestant: the loss of each held-out document, nats a token."""
+    proxy: Mapping[tuple[str, str], Sequence[float]] = field(default_factory=dict)
+    gold: Mapping[tuple[str, str], Sequence[float]] = field(default_factory=dict)
+    reward: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    """Per reward variant: its results.json."""
+
+    def find(self, check: Check) -> Estimate:
+        """The number that a check is about."""
+        if check.measure in ("win_rate", "length_controlled_win_rate"):
+            return self._win_rate(check)
+        if check.measure in ("reward_accuracy", "reward_accuracy_drop"):
+            return self._reward(check)
+        if check.measure == "text_loss_difference":
+            ours, theirs = self._both(check, self.text_losses)
+            return mean_ci(np.subtract(ours, theirs), range(len(ours)))
+        decoding = check.decoding or self.config.decodings[-1].name
+        if check.measure == "gold_difference":
+            a, b = self._names(check)
+            kept = [place for place, prompt in enumerate(self.prompts) if _fits(prompt, check.where)]
+            difference = [self.gold[a, decoding][place] - self.gold[b, decoding][place] for place in kept]
+            return mean_ci(difference, [self.prompts[place].key for place in kept])
+        return self._rating(check)
+
+    def _win_rate(self, check: Check) -> Estimate:
+        a, b = self._names(check)
+        rows = self.rows(a, b, check.decoding or self.config.decodings[-1].name, check.judge)
+        rows = [row for row in rows if _fits(row.prompt, check.where)]
+        if not rows:
+            raise ConfigError(f"a claim speaks of {a!r} against {b!r}, but that pair was not judged; add it to pairs.")
+        return controlled(rows) if check.measure == "length_controlled_win_rate" else plain(rows)
+
+    def rows(self, a: str, b: str, decoding: str, judge: str | None = None) -> list[Judged]:
+        """The comparisons of a pair, by one group of judges."""
+        group = judge or self.held_out_group
+        return [row for row in self.judged if (row.a, row.b, row.decoding, row.judge) == (a, b, decoding, group)]
+
+    def _rating(self, check: Check) -> Estimate:
+        values = {name: self._rated(name, check) for name in (check.a, check.b) if name is not None}
+        ours = values[check.a]
+        if not ours:
+            raise ConfigError(f"a claim speaks of ratings of {check.a!r}, which was not rated on such prompts.")
+        if check.b is None:
+            return mean_ci(list(ours.values()), list(ours))
+        shared = [key for key in ours if key in values[check.b]]
+        if not shared:
+            raise ConfigError(f"a claim compares ratings of {check.a!r} and {check.b!r}, but they share no prompt.")
+        return mean_ci([ours[key] - values[check.b][key] for key in shared], shared)
+
+    def _rated(self, name: str, check: Check) -> dict[str, float]:
+        return {
+            rating.prompt.key: float(check.flag in rating.flags if check.flag else rating.likert)
+            for rating in self.ratings
+            if rating.source == name and _fits(rating.prompt, check.where)
+        }
+
+    def _reward(self, check: Check) -> Estimate:
+        if check.a not in self.reward:
+            raise ConfigError(f"a claim speaks of the reward model {check.a!r}; there are {', '.join(self.reward)}.")
+        own = _as_estimate(self.reward[check.a])
+        if check.measure == "reward_accuracy":
+            return own
+        held_out = self.reward[check.a].get("held_out_raters")
+        if held_out is None:
+            raise ConfigError(f"a claim needs held-out raters' rankings for the reward model {check.a!r}.")
+        other = _as_estimate(held_out)
+        drop = own.value - other.value
+        reach = math.hypot(own.ci95.width / 2, other.ci95.width / 2)
+        return Estimate(value=drop, ci95=Interval(drop - reach, drop + reach), n=own.n + other.n)
+
+    def _both(self, check: Check, table: Mapping[str, Sequence[float]]) -> tuple[Sequence[float], Sequence[float]]:
+        a, b = self._names(check)
+        for name in (a, b):
+            if name not in table:
+                raise ConfigError(f"a claim speaks of {name!r}, for which there is no {check.measure}.")
+        return table[a], table[b]
+
+    def _names(self, check: Check) -> tuple[str, str]:
+        if check.b is None:
+            raise ConfigError(f"a check of {check.measure} compares two; give 'b'.")
+        return check.a, check.b
+
+
+def plain(rows: Sequence[Judged]) -> Estimate:
+    """The win rate of `a`, ties half."""
+    return win_rate([row.preference for row in rows], [row.prompt.key for row in rows])
+
+
+def controlled(rows: Sequence[Judged]) -> Estimate:
+    """The win rate that `a` would have at equal length."""
+    return length_controlled_win_rate(
+        [row.preference for row in rows],
+        [max(1, row.length_a) for row in rows],
+        [max(1, row.length_b) for row in rows],
+        [row.prompt.key for row in rows],
+    )
+
+
+def tabulate(tables: Tables) -> dict[str, Any]:
+    """What `results.json` holds of an evaluation: `comparisons` and `models`."""
+    return {"comparisons": list(_comparisons(tables)), "models": _models(tables)}
+
+
+def _comparisons(tables: Tables) -> Iterable[dict[str, Any]]:
+    judges = sorted({row.judge for row in tables.judged})
+    for a, b in tables.config.pairs:
+        for decoding in tables.config.decodings:
+            for judge in judges:
+                rows = tables.rows(a, b, decoding.name, judge)
+                if not rows:
+                    continue
+                estimate, equal_length = plain(rows), controlled(rows)
+                yield {
+                    "a": a,
+                    "b": b,
+                    "judge": judge,
+                    "decoding": decoding.name,
+                    "n": estimate.n,
+                    "win_rate": estimate.value,
+                    "ci95": estimate.ci95.to_json(),
+                    "length_controlled": {
+                        "win_rate": equal_length.value,
+                        "ci95": equal_length.ci95.to_json(),
+                    },
+                }
+
+
+def _models(tables: Tables) -> dict[str, dict[str, Any]]:
+    main = tables.config.decodings[-1].name
+    models: dict[str, dict[str, Any]] = {}
+    for name in tables.config.contestants:
+        decodings = {
+            decoding: _of_responses(tables, name, decoding, sampled)
+            for (contestant, decoding), sampled in tables.responses.items()
+            if contestant == name
+        }
+        if not decodings:
+            raise DataError(f"the contestant {name!r} has no responses.")
+        row: dict[str, Any] = dict(decodings.get(main) or next(iter(decodings.values())))
+        row["decodings"] = decodings
+        losses = tables.text_losses.get(name)
+        if losses is not None:
+            row["heldout_text_loss"] = float(np.mean(losses))
+        likert = [(rating.likert, rating.prompt.key) for rating in tables.ratings if rating.source == name]
+        if likert:
+            row["likert"] = mean_ci([value for value, _ in likert], [key for _, key in likert]).to_json()
+            row["flags"] = _flags(tables, name)
+        row["by_category"] = _by_category(tables, name, main)
+        models[name] = row
+    return models
+
+
+def _of_responses(tables: Tables, name: str, decoding: str, sampled: Sampled) -> dict[str, Any]:
+    words = [response.text.split() for response in sampled.responses]
+    keys = [prompt.key for prompt in tables.prompts]
+    row: dict[str, Any] = {
+        "mean_tokens": float(np.mean(sampled.num_tokens)),
+        "eos_rate": finished_rate(sampled),
+        "distinct_1": distinct_n(words, 1),
+        "distinct_2": distinct_n(words, 2),
+        "entropy": sampled.entropy,
+        "kl": None if sampled.kl is None else float(np.mean(sampled.kl)),
+    }
+    for label, table in (("proxy_score", tables.proxy), ("gold", tables.gold)):
+        if (name, decoding) in table:
+            row[label] = mean_ci(table[name, decoding], keys).to_json()
+    return row
+
+
+def _flags(tables: Tables, name: str) -> dict[str, float]:
+    mine = [rating for rating in tables.ratings if rating.source == name]
+    names = sorted({flag for rating in mine for flag in rating.flags})
+    return {flag: float(np.mean([flag in rating.flags for rating in mine])) for flag in names}
+
+
+def _by_category(tables: Tables, name: str, decoding: str) -> dict[str, Any]:
+    baseline = tables.config.baseline
+    if baseline is None or baseline == name:
+        return {}
+    rows = tables.rows(name, baseline, decoding)
+    groups: dict[str, list[Judged]] = {}
+    for row in rows:
+        groups.setdefault(row.prompt.about.category or "other", []).append(row)
+    table = {}
+    for category, mine in sorted(groups.items()):
+        estimate = plain(mine)
+        table[category] = {"win_rate": estimate.value, "ci95": estimate.ci95.to_json(), "n": estimate.n}
+    return table
+
+
+def _fits(prompt: Prompt, where: Mapping[str, str] | None) -> bool:
+    if not where:
+        return True
+    record = prompt.about.to_json()
+    return all(str(record.get(name)) == value for name, value in where.items())
+
+
+def _as_estimate(results: Mapping[str, Any]) -> Estimate:
+    low, high = results["ci95"]
+    return Estimate(value=float(results["accuracy"]), ci95=Interval(float(low), float(high)), n=int(results["n"]))

@@ -1,0 +1,574 @@
+"""Reinforcement learning from the reward model: PPO with a per-token KL penalty, and PPO-ptx (sections 3.5 and C.4).
+
+An episode is one prompt and one response; the environment is a bandit. Each iteration, in the paper's order: sample
+responses from the policy; score them; take the log-probs of policy and reference and the values; shape the rewards;
+estimate advantages; then, minibatch by minibatch, step the policy (PPO's gradient plus gamma times the pretraining
+gradient, accumulated into one step) and the value function.
+
+What the paper leaves open, and what is done here: lambda is 0.95 and values are clipped, as in Stiennon et al.;
+advantages are whitened once per rollout over the whole batch; pretraining loss is a mean per token, so gamma is not
+the paper's 27.8; a response without an end token loses `truncation_penalty` from its score; the weight average decays
+per episode. Old log-probs come from the trainer's own forward pass, because a sampler's may differ.
+
+Dimensions in names: B rollouts, T response tokens, M the response tokens of a micro-batch end to end.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+
+from tastemaker.checkpoint import load_policy, load_reward_model, new_reward_model, save_policy
+from tastemaker.console import say
+from tastemaker.corpus import encode_texts, next_token_places, permutation, shuffled_forever, text_loss
+from tastemaker.errors import ConfigError, DataError, ModelError, TrainingError
+from tastemaker.generation import FinishReason, Generator, Rollout
+from tastemaker.lora import LoraConfig, adapters_off, add_adapters
+from tastemaker.losses import adaptive_kl_coef, gae, policy_loss, ptx_loss, shaped_rewards, value_loss, whiten
+from tastemaker.model import LanguageModel, RewardModel
+from tastemaker.packing import Packed, microbatches, pack, pad_rows, response_sources
+from tastemaker.records import Prompt, Text
+from tastemaker.responses import DecodingConfig, as_response, sampling_for, seed_for
+from tastemaker.scoring import Scorer
+from tastemaker.training import Loss, OptimizerConfig, StepReport, Trainer, WeightAverage, decay_for
+from tastemaker.training.loop import ModuleState, run_steps
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AdaptiveKl:
+    """Steer the KL coefficient towards a target (Ziegler et al.); `target` in nats a response."""
+
+    target: float = 6.0
+    horizon: float = 10_000.0
+    """Episodes over which the controller acts."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PpoConfig:
+    """PPO. The defaults are the paper's (1.3B) where it states them."""
+
+    kind: Literal["ppo"] = "ppo"
+    init: str
+    """The SFT variant that PPO starts from and is held to."""
+    reward: str
+    """The reward variant, or a Python function `module:function`."""
+    iterations: int = 500
+    batch_size: int = 512
+    """Episodes in an iteration."""
+    minibatches: int = 8
+    inner_epochs: int = 1
+    decoding: DecodingConfig = DecodingConfig(max_new_tokens=1024)
+    """Rollouts: the length limit and the temperature, which applies to the log-probs of policy and reference too."""
+    policy: OptimizerConfig = OptimizerConfig(learning_rate=5e-6, schedule="constant")
+    value: OptimizerConfig = OptimizerConfig(learning_rate=9e-6, schedule="constant")
+    warmup_iterations: int = 10
+    kl_coef: float = 0.02
+    adaptive_kl: AdaptiveKl | None = None
+    gamma: float = 1.0
+    lam: float = 0.95
+    clip: float = 0.2
+    value_clip: float = 0.2
+    value_function: Literal["separate", "shared"] = "separate"
+    """"shared" puts the value head on the policy's own trunk: a different, cheaper algorithm."""
+    value_coef: float = 0.1
+    """Weight of the value loss where the trunk is shared."""
+    whiten_advantages: bool = True
+    truncated: Literal["penalty", "score", "mask"] = "penalty"
+    """A response cut off at the length limit: loses `truncation_penalty`, is scored as it is, or trains nothing."""
+    truncation_penalty: float = 1.0
+    ptx_coef: float = 0.0
+    """Gamma of Eq. 2: weight of the pretraining loss per token beside the policy loss per token; 0 is plain PPO."""
+    ptx_examples_per_episode: float = 8.0
+    max_text_tokens: int = 512
+    """Pretraining documents are cut into pieces of this length."""
+    ema_decay: float = 0.992
+    """Decay of the weight average per 512 episodes."""
+    old_logprobs: Literal["trainer", "sampler"] = "trainer"
+    """"sampler" saves a forward pass; only for fp32, where sampler and trainer agree to 5e-5."""
+    lora: LoraConfig | None = None
+    microbatch_tokens: int = 8192
+    checkpoint_every: int = 10
+    """Iterations between checkpoints."""
+
+    def __post_init__(self) -> None:
+        if self.batch_size % self.minibatches:
+            raise ConfigError(f"batch_size {self.batch_size} is not a multiple of minibatches {self.minibatches}.")
+        if self.decoding.greedy:
+            raise ConfigError("decoding is greedy, but policy gradients need sampled responses; set greedy = false.")
+        if self.old_logprobs == "sampler" and self.policy.precision != "float32":
+            raise ConfigError("old_logprobs = 'sampler' needs precision = 'float32'; in bf16 the two differ too much.")
+        if self.lora is not None and self.value_function == "shared":
+            raise ConfigError("value_function = 'shared' cannot train a frozen trunk; use 'separate' with lora.")
+
+    @property
+    def steps_per_iteration(self) -> int:
+        return self.minibatches * self.inner_epochs
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Experience:
+    """A batch of rollouts with everything the update needs; all tensors are of the policy as it was."""
+
+    sequences: list[tuple[int, ...]]
+    prompt_lengths: list[int]
+    response_lengths: list[int]
+    mask_BT: Tensor
+    """True where a token was chosen by the policy and may train it."""
+    old_logprob_BT: Tensor
+    value_BT: Tensor
+    advantage_BT: Tensor
+    return_BT: Tensor
+
+    def cost(self, index: int) -> int:
+        return len(self.sequences[index])
+
+
+def train_ppo(
+    folder: Path,
+    *,
+    config: PpoConfig,
+    init: str,
+    reward: str | None,
+    scorer: Scorer,
+    prompts: Sequence[Prompt],
+    pretraining: Sequence[Text] = (),
+    heldout_text: Sequence[Text] = (),
+    device: torch.device,
+    seed: int,
+) -> Path:
+    """Optimise the policy `init` for `scorer`; writes `model` and `model-ema`. Returns the path of `model`.
+
+    `reward` is the reward model's folder that the value function starts from; None, or one with another tokenizer,
+    starts it from the policy's trunk with a new head.
+
+    Raises:
+        DataError: no prompts fit the context, or pretraining text is asked for and missing.
+        TrainingError: the first minibatch's ratio is not 1, or a loss is not finite.
+    """
+    run = PpoRun(config, init, reward, scorer, prompts, pretraining, heldout_text, device, seed)
+    run_steps(
+        folder,
+        description=f"ppo {folder.name}",
+        total=config.iterations,
+        states=run.states(),
+        step=run.step,
+        checkpoint_every=config.checkpoint_every,
+        shown="score",
+    )
+    save_policy(folder / "model-ema", run.policy, weights=run.average.weights)
+    save_policy(folder / "model", run.policy)
+    return folder / "model"
+
+
+class PpoRun:
+    """The networks and data of one run; `step` is one iteration."""
+
+    def __init__(
+        self,
+        config: PpoConfig,
+        init: str,
+        reward: str | None,
+        scorer: Scorer,
+        prompts: Sequence[Prompt],
+        pretraining: Sequence[Text],
+        heldout_text: Sequence[Text],
+        device: torch.device,
+        seed: int,
+    ) -> None:
+        self.config, self.scorer, self.seed, self.kl_coef = config, scorer, seed, config.kl_coef
+        self.policy = load_policy(init).to(device)
+        self.reference = self._freeze_reference(init, device)
+        self.value: RewardModel | SharedValue = self._value_function(init, reward, device)
+        self.prompts, self.prompt_ids = fitting_prompts(prompts, self.policy, config.decoding.max_new_tokens)
+        self.texts = self._pieces(pretraining) if config.ptx_coef else []
+        self.heldout_pieces = self._pieces(heldout_text) if heldout_text else []
+        if config.ptx_coef and not pretraining:
+            raise DataError(f"ptx_coef is {config.ptx_coef}, but no pretraining text was given.")
+        total = config.iterations * config.steps_per_iteration
+        warmup = config.warmup_iterations * config.steps_per_iteration
+        shared = isinstance(self.value, SharedValue)
+        trained: nn.Module = nn.ModuleList([self.policy, self.value]) if shared else self.policy
+        self.policy_trainer = Trainer(trained, replace(config.policy, warmup_steps=warmup), total_steps=total)
+        self.value_trainer = (
+            None if shared else Trainer(self.value, replace(config.value, warmup_steps=warmup), total_steps=total)
+        )
+        self.average = WeightAverage(self.policy.library)
+        self.generator = Generator(
+            self.policy.library,
+            vocabulary=self.policy.tokenizer.vocabulary,
+            max_batch_tokens=config.decoding.batch_tokens,
+        )
+        self.draw_prompt = shuffled_forever(len(self.prompts), seed=seed)
+        self.draw_text = shuffled_forever(max(1, len(self.texts)), seed=seed)
+
+    def step(self, iteration: int) -> dict[str, float]:
+        """One iteration, in the paper's order. Returns its metrics."""
+        config = self.config
+        chosen = self.draw_prompt(iteration * config.batch_size, config.batch_size)
+        rollouts = self.roll_out(chosen, iteration)
+        experience, metrics = self.observe(chosen, rollouts, iteration)
+        metrics |= self.update(experience, iteration)
+        self.average.update(self.policy.library, decay_for(config.ema_decay, config.batch_size))
+        metrics["kl_coef"] = self.kl_coef
+        if config.adaptive_kl is not None:
+            self.kl_coef = adaptive_kl_coef(
+                self.kl_coef,
+                metrics["kl"],
+                target=config.adaptive_kl.target,
+                horizon=config.adaptive_kl.horizon,
+                num_episodes=config.batch_size,
+            )
+        if self.heldout_pieces and (iteration + 1) % max(1, config.iterations // 10) == 0:
+            metrics["heldout_text_loss"] = text_loss(
+                self.policy, self.heldout_pieces, budget=config.microbatch_tokens, autocast=self.policy_trainer.autocast
+            )
+        return metrics
+
+    def roll_out(self, chosen: Sequence[int], iteration: int) -> list[Rollout]:
+        """One response to each chosen prompt, drawn from the policy as it is now."""
+        groups = self.generator.generate(
+            [self.prompt_ids[index] for index in chosen],
+            1,
+            sampling_for(self.policy, self.config.decoding),
+            [seed_for(self.seed, "ppo", iteration, place) for place in range(len(chosen))],
+        )
+        return [group[0] for group in groups]
+
+    @torch.no_grad()
+    def observe(
+        self, chosen: Sequence[int], rollouts: Sequence[Rollout], iteration: int
+    ) -> tuple[Experience, dict[str, float]]:
+        """Score the rollouts, take log-probs and values, and turn them into advantages and returns."""
+        config = self.config
+        sequences = [(*rollout.prompt_ids, *rollout.response_ids) for rollout in rollouts]
+        prompt_lengths = [len(rollout.prompt_ids) for rollout in rollouts]
+        response_lengths = [len(rollout.response_ids) for rollout in rollouts]
+        read = partial(self._read_rows, sequences, prompt_lengths, response_lengths)
+        sampled_M = torch.tensor([logprob for rollout in rollouts for logprob in rollout.logprobs])
+        sampled_BT, mask_BT = pad_rows(sampled_M.to(self.policy.device), response_lengths)
+        old_logprob_BT = read(partial(self._logprobs, self.policy)) if config.old_logprobs == "trainer" else sampled_BT
+        with adapters_off(self.policy.library) if config.lora is not None else nullcontext():
+            ref_logprob_BT = read(partial(self._logprobs, self.reference))
+        value_BT = read(self._values)
+
+        responses = [as_response(self.policy, rollout) for rollout in rollouts]
+        score_B = torch.tensor(self.scorer([self.prompts[index] for index in chosen], responses))
+        truncated_B = torch.tensor([rollout.finish is FinishReason.LENGTH for rollout in rollouts])
+        judged_B = score_B - config.truncation_penalty * truncated_B if config.truncated == "penalty" else score_B
+        reward_BT = shaped_rewards(
+            judged_B.to(mask_BT.device), old_logprob_BT, ref_logprob_BT, mask_BT, kl_coef=self.kl_coef
+        )
+        advantage_BT = gae(reward_BT, value_BT, mask_BT, gamma=config.gamma, lam=config.lam)
+        return_BT = advantage_BT + value_BT * mask_BT
+        trains_BT = mask_BT
+        if config.truncated == "mask":
+            trains_BT = mask_BT & ~truncated_B.to(mask_BT.device)[:, None]
+        if iteration == 0:
+            self._check_reference(old_logprob_BT, ref_logprob_BT, mask_BT)
+        experience = Experience(
+            sequences=sequences,
+            prompt_lengths=prompt_lengths,
+            response_lengths=response_lengths,
+            mask_BT=trains_BT,
+            old_logprob_BT=old_logprob_BT,
+            value_BT=value_BT,
+            advantage_BT=whiten(advantage_BT, trains_BT) if config.whiten_advantages else advantage_BT,
+            return_BT=return_BT,
+        )
+        kl_B = ((old_logprob_BT - ref_logprob_BT) * mask_BT).sum(1)
+        return experience, {
+            "score": float(score_B.mean()),
+            "reward": float(reward_BT.sum(1).mean()),
+            "kl": float(kl_B.mean()),
+            "entropy": float(-old_logprob_BT[mask_BT].mean()),
+            "response_tokens": float(mask_BT.sum(1).float().mean()),
+            "truncated_rate": float(truncated_B.float().mean()),
+            "explained_variance": explained_variance(value_BT[mask_BT], return_BT[mask_BT]),
+            "sampler_mismatch": float((old_logprob_BT - sampled_BT)[mask_BT].abs().mean()),
+        }
+
+    def update(self, experience: Experience, iteration: int) -> dict[str, float]:
+        """Every minibatch once per inner epoch, in an order of its own each time; both networks step on each."""
+        config = self.config
+        size = config.batch_size // config.minibatches
+        policy_reports, value_reports = list[StepReport](), list[StepReport]()
+        ptx_losses = list[float]()
+        for epoch in range(config.inner_epochs):
+            order = permutation(config.batch_size, seed=seed_for(self.seed, "minibatch", iteration), epoch=epoch)
+            for number in range(config.minibatches):
+                chosen = order[number * size : (number + 1) * size]
+                place = iteration * config.steps_per_iteration + epoch * config.minibatches + number
+                report, ptx = self._policy_step(experience, chosen, place)
+                if number == epoch == 0:
+                    self._check_ratio(report, iteration)
+                policy_reports.append(report)
+                ptx_losses.append(ptx)
+                if self.value_trainer is not None:
+                    value_reports.append(self._value_step(self.value_trainer, experience, chosen))
+        return self._summary(policy_reports, value_reports, ptx_losses)
+
+    def states(self) -> dict[str, Any]:
+        """What a checkpoint holds."""
+        states: dict[str, Any] = {
+            "policy": ModuleState(self.policy),
+            "policy_trainer": self.policy_trainer,
+            "value": ModuleState(self.value),
+            "average": self.average,
+            "controller": _Controller(self),
+        }
+        return states if self.value_trainer is None else states | {"value_trainer": self.value_trainer}
+
+    # The networks.
+
+    def _freeze_reference(self, init: str, device: torch.device) -> LanguageModel:
+        if self.config.lora is not None:
+            add_adapters(self.policy.library, self.config.lora, seed=self.seed)
+            return self.policy
+        reference = load_policy(init).to(device)
+        reference.requires_grad_(False)
+        return reference
+
+    def _value_function(self, init: str, reward: str | None, device: torch.device) -> RewardModel | SharedValue:
+        if self.config.value_function == "shared":
+            return SharedValue(self.policy).to(device)
+        if reward is not None:
+            value = load_reward_model(reward)
+            if value.tokenizer.library.get_vocab() == self.policy.tokenizer.library.get_vocab():
+                return value.to(device)
+            say("the reward model has another tokenizer; the value function starts from the policy's trunk")
+        return new_reward_model(init, seed=self.seed).to(device)
+
+    def _pieces(self, texts: Sequence[Text]) -> list[list[int]]:
+        limit = min(self.config.max_text_tokens, self.policy.context)
+        return encode_texts(texts, self.policy.tokenizer, max_tokens=limit)
+
+    # Reading log-probs and values of whole responses.
+
+    def _read_rows(
+        self, sequences: Sequence[tuple[int, ...]], prompts: Sequence[int], responses: Sequence[int], read: Any
+    ) -> Tensor:
+        """`read(packed, source_M)` over micro-batches, as `[B, T]` in the order of `sequences`."""
+        parts: list[Tensor | None] = [None] * len(sequences)
+        for group in microbatches([len(ids) for ids in sequences], budget=self.config.microbatch_tokens):
+            packed, source_M = self._pack(sequences, prompts, responses, group)
+            with self.policy_trainer.autocast():
+                value_M = read(packed, source_M).float()
+            for index, part in zip(group, torch.split(value_M, [responses[i] for i in group]), strict=True):
+                parts[index] = part
+        value_BT, _ = pad_rows(torch.cat([part for part in parts if part is not None]), responses)
+        return value_BT
+
+    def _pack(
+        self,
+        sequences: Sequence[tuple[int, ...]],
+        prompts: Sequence[int],
+        responses: Sequence[int],
+        group: Sequence[int],
+    ) -> tuple[Packed, Tensor]:
+        packed = pack([sequences[index] for index in group]).to(self.policy.device)
+        source_M = response_sources([prompts[index] for index in group], [responses[index] for index in group])
+        return packed, source_M.to(self.policy.device)
+
+    def _logprobs(self, model: LanguageModel, packed: Packed, source_M: Tensor) -> Tensor:
+        temperature = self.config.decoding.temperature
+        return model.predict(packed, source_M, packed.id_N[source_M + 1], temperature=temperature).logprob_M
+
+    def _values(self, packed: Packed, source_M: Tensor) -> Tensor:
+        return self.value.at(packed, source_M)
+
+    # The update.
+
+    def _policy_step(self, experience: Experience, chosen: Sequence[int], place: int) -> tuple[StepReport, float]:
+        groups = self._groups(experience, chosen)
+        num_tokens = max(1.0, float(experience.mask_BT[list(chosen)].sum()))
+        loss, sums = self.policy_trainer.accumulate(groups, partial(self._policy_loss, experience), num_tokens)
+        ptx = 0.0
+        if self.texts:
+            batches, num_predicted = self._text_batch(len(chosen), place)
+            weighted, _ = self.policy_trainer.accumulate(batches, self._ptx_loss, num_predicted)
+            ptx = weighted / self.config.ptx_coef
+        sums["tokens"] = num_tokens
+        return self.policy_trainer.apply(loss, sums), ptx
+
+    def _policy_loss(self, experience: Experience, group: Sequence[int], num_tokens: float) -> Loss:
+        config, rows = self.config, list(group)
+        packed, source_M = self._pack(
+            experience.sequences, experience.prompt_lengths, experience.response_lengths, group
+        )
+        hidden_ND = self.policy.hidden(packed) if isinstance(self.value, SharedValue) else None
+        logprob_M = self.policy.predict(
+            packed, source_M, packed.id_N[source_M + 1], temperature=config.decoding.temperature, hidden_ND=hidden_ND
+        ).logprob_M
+        logprob_BT, _ = self._as_rows(logprob_M, experience, group)
+        mask_BT, old_BT = experience.mask_BT[rows], experience.old_logprob_BT[rows]
+        advantage_BT = experience.advantage_BT[rows]
+        loss = policy_loss(logprob_BT, old_BT, advantage_BT, mask_BT, clip=config.clip, num_tokens=num_tokens)
+        sums = ratio_sums(logprob_BT.detach(), old_BT, mask_BT, clip=config.clip)
+        if hidden_ND is not None and isinstance(self.value, SharedValue):
+            value_BT, _ = self._as_rows(self.value.read(hidden_ND, source_M), experience, group)
+            error = self._value_error(value_BT, experience, rows, num_tokens)
+            loss, sums["value_loss"] = loss + config.value_coef * error, float(error.detach())
+        return Loss(loss, sums)
+
+    def _value_step(self, trainer: Trainer, experience: Experience, chosen: Sequence[int]) -> StepReport:
+        num_tokens = max(1.0, float(experience.mask_BT[list(chosen)].sum()))
+        return trainer.step(self._groups(experience, chosen), partial(self._value_loss, experience), num_tokens)
+
+    def _value_loss(self, experience: Experience, group: Sequence[int], num_tokens: float) -> Loss:
+        packed, source_M = self._pack(
+            experience.sequences, experience.prompt_lengths, experience.response_lengths, group
+        )
+        value_BT, _ = self._as_rows(self._values(packed, source_M), experience, group)
+        return Loss(self._value_error(value_BT, experience, list(group), num_tokens))
+
+    def _value_error(self, value_BT: Tensor, experience: Experience, rows: Sequence[int], num_tokens: float) -> Tensor:
+        index = list(rows)
+        return value_loss(
+            value_BT,
+            experience.value_BT[index],
+            experience.return_BT[index],
+            experience.mask_BT[index],
+            clip=self.config.value_clip,
+            num_tokens=num_tokens,
+        )
+
+    def _as_rows(self, value_M: Tensor, experience: Experience, group: Sequence[int]) -> tuple[Tensor, Tensor]:
+        counts = [experience.response_lengths[index] for index in group]
+        return pad_rows(value_M, counts, width=experience.mask_BT.shape[1])
+
+    def _groups(self, experience: Experience, chosen: Sequence[int]) -> list[list[int]]:
+        groups = microbatches([experience.cost(index) for index in chosen], budget=self.config.microbatch_tokens)
+        return [[chosen[place] for place in group] for group in groups]
+
+    def _text_batch(self, episodes: int, place: int) -> tuple[list[Packed], float]:
+        amount = max(1, round(episodes * self.config.ptx_examples_per_episode))
+        pieces = [self.texts[index] for index in self.draw_text(place * amount, amount)]
+        groups = microbatches([len(ids) for ids in pieces], budget=self.config.microbatch_tokens)
+        batches = [pack([pieces[index] for index in group]).to(self.policy.device) for group in groups]
+        return batches, float(sum(len(ids) - 1 for ids in pieces))
+
+    def _ptx_loss(self, packed: Packed, num_tokens: float) -> Loss:
+        source_M, target_M = next_token_places(packed)
+        logprob_M = self.policy.predict(packed, source_M, target_M).logprob_M
+        mask_M = torch.ones_like(logprob_M, dtype=torch.bool)
+        return Loss(ptx_loss(logprob_M, mask_M, gamma=self.config.ptx_coef, num_tokens=num_tokens))
+
+    # Checks that a correct implementation passes, at run time.
+
+    def _check_reference(self, old_logprob_BT: Tensor, ref_logprob_BT: Tensor, mask_BT: Tensor) -> None:
+        """Before any step the policy is the reference, so the KL is 0."""
+        kl = float((old_logprob_BT - ref_logprob_BT)[mask_BT].abs().mean())
+        if kl > self._tolerance():
+            raise TrainingError(
+                f"before the first step, policy and reference differ by {kl:.2e} nats a token, though they are "
+                f"the same model (allowed: {self._tolerance():.0e}). Dropout or a temperature acts on one only."
+            )
+
+    def _check_ratio(self, report: StepReport, iteration: int) -> None:
+        """At an iteration's first minibatch nothing has changed since the rollout, so every ratio is 1."""
+        drift = report.sums["abs_log_ratio"] / max(report.sums["tokens"], 1.0)
+        if drift > self._tolerance():
+            raise TrainingError(
+                f"at the first minibatch of iteration {iteration} new and old log-probs differ by {drift:.2e} nats "
+                f"a token, though nothing was trained in between (allowed: {self._tolerance():.0e}). The rollout was "
+                "scored under other weights, another temperature or with dropout on."
+            )
+
+    def _tolerance(self) -> float:
+        return 2e-4 if self.config.policy.precision == "float32" else 0.1
+
+    def _summary(
+        self, policy: Sequence[StepReport], value: Sequence[StepReport], ptx: Sequence[float]
+    ) -> dict[str, float]:
+        tokens = sum(report.sums["tokens"] for report in policy)
+        metrics = {
+            "policy_loss": sum(report.loss for report in policy) / len(policy),
+            "grad_norm": sum(report.grad_norm for report in policy) / len(policy),
+            "learning_rate": policy[-1].learning_rate,
+            "clip_fraction": sum(report.sums["clipped"] for report in policy) / tokens,
+            "approx_kl": 0.5 * sum(report.sums["square_log_ratio"] for report in policy) / tokens,
+            "ratio_mean": sum(report.sums["ratio"] for report in policy) / tokens,
+        }
+        if self.texts:
+            metrics["ptx_loss"] = sum(ptx) / len(ptx)
+        if value:
+            metrics["value_loss"] = sum(report.loss for report in value) / len(value)
+            metrics["value_grad_norm"] = sum(report.grad_norm for report in value) / len(value)
+            metrics["value_learning_rate"] = value[-1].learning_rate
+        else:
+            metrics["value_loss"] = sum(report.sums["value_loss"] for report in policy) / len(policy)
+        return metrics
+
+
+class SharedValue(nn.Module):
+    """A value head on the policy's own trunk, started at zero as in Ziegler et al."""
+
+    def __init__(self, policy: LanguageModel) -> None:
+        super().__init__()
+        if not policy.linear_head:
+            raise ModelError("value_function = 'shared' does not know this architecture; use 'separate'.")
+        self.policy_trunk = policy.trunk
+        width = policy.library.get_output_embeddings().weight.shape[1]
+        self.head = nn.Linear(width, 1, bias=False)
+        nn.init.zeros_(self.head.weight)
+
+    def at(self, packed: Packed, source_M: Tensor) -> Tensor:
+        return self.read(self.policy_trunk.hidden(packed), source_M)
+
+    def read(self, hidden_ND: Tensor, source_M: Tensor) -> Tensor:
+        value_M1: Tensor = self.head(hidden_ND.index_select(0, source_M).float())
+        return value_M1[:, 0]
+
+
+class _Controller:
+    """The adaptive KL coefficient as part of a checkpoint."""
+
+    def __init__(self, run: PpoRun) -> None:
+        self.run = run
+
+    def state(self) -> Mapping[str, Any]:
+        return {"kl_coef": self.run.kl_coef}
+
+    def load_state(self, state: Mapping[str, Any]) -> None:
+        self.run.kl_coef = float(state["kl_coef"])
+
+
+def fitting_prompts(
+    prompts: Sequence[Prompt], policy: LanguageModel, max_new_tokens: int
+) -> tuple[list[Prompt], list[list[int]]]:
+    """The prompts that leave room for a whole response in the context, and their ids. The rest is dropped loudly."""
+    ids = [policy.tokenizer.prompt_ids(prompt.messages) for prompt in prompts]
+    fits = [index for index, row in enumerate(ids) if len(row) + max_new_tokens <= policy.context]
+    if not fits:
+        raise DataError(
+            f"none of the {len(prompts)} prompts leaves room for {max_new_tokens} new tokens in the model's context of "
+            f"{policy.context}; give shorter prompts or lower max_new_tokens."
+        )
+    if len(fits) < len(prompts):
+        say(f"{len(prompts) - len(fits)} of {len(prompts)} prompts are too long for the context and left out")
+    return [prompts[index] for index in fits], [ids[index] for index in fits]
+
+
+def ratio_sums(logprob_BT: Tensor, old_logprob_BT: Tensor, mask_BT: Tensor, *, clip: float) -> dict[str, float]:
+    """Sums over the tokens that count of what is reported about the ratio."""
+    log_ratio_M = (logprob_BT - old_logprob_BT)[mask_BT]
+    ratio_M = log_ratio_M.exp()
+    return {
+        "clipped": float(((ratio_M - 1).abs() > clip).sum()),
+        "square_log_ratio": float((log_ratio_M**2).sum()),
+        "abs_log_ratio": float(log_ratio_M.abs().sum()),
+        "ratio": float(ratio_M.sum()),
+    }
+
+
+def explained_variance(value_M: Tensor, return_M: Tensor) -> float:
+    """1 - Var(return - value) / Var(return); 0 where the returns do not vary."""
+    spread = float(return_M.var(unbiased=False))
+    return 0.0 if spread == 0 else 1 - float((return_M - value_M).var(unbiased=False)) / spread

@@ -1,0 +1,328 @@
+"""The reward model (sections 3.5 and C.2): a scalar head on a language model, trained on rankings by Eq. 1.
+
+All pairs of one prompt's responses form one batch element, so each response goes through the model once per epoch; the
+paper found that shuffling the pairs as independent examples overfits in a single pass. Several raters' rankings of the
+same responses are one element too. Ties are dropped. One epoch, cosine to 10 %, 64 prompts a batch.
+
+After training the offset is set so that the demonstrations score 0 on average (section 3.5; no scaling of variance).
+The score is read at the last token: the end token, or the last token of a response that was cut off.
+
+`grouping = "pairs"` trains on shuffled independent pairs instead: the comparison that section 3.5 reports.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import math
+import random
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from tastemaker.artefacts import CHECKPOINT
+from tastemaker.checkpoint import new_reward_model, save_reward_model
+from tastemaker.corpus import permutation
+from tastemaker.errors import ConfigError, DataError
+from tastemaker.files import write_json
+from tastemaker.losses import ranking_loss
+from tastemaker.model import RewardModel
+from tastemaker.packing import microbatches, pack
+from tastemaker.records import Demonstration, Prompt, Ranking, Response
+from tastemaker.scoring import ModelScorer, encode_for_reward
+from tastemaker.statistics import accuracy, calibration_curve
+from tastemaker.training import Loss, OptimizerConfig, Trainer
+from tastemaker.training.loop import ModuleState, run_steps
+
+GROUPS = ("training_raters", "held_out_raters")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RewardConfig:
+    """Reward model training. The defaults are the paper's."""
+
+    init: str = "baseline"
+    """The SFT variant to start from (or a model folder)."""
+    part: Literal["all", "first half", "second half"] = "all"
+    """Which training prompts to learn from. Two models on different halves are independent judges of each other."""
+    epochs: int = 1
+    """Passes over the rankings. More overfit quickly (C.2)."""
+    batch_size: int = 64
+    """Prompts in an optimizer step."""
+    optimizer: OptimizerConfig = OptimizerConfig(learning_rate=9e-6)
+    max_tokens: int | None = None
+    """The longest sequence it reads, in training and later; a longer prompt loses its beginning (None: its context)."""
+    normalize: Literal["pairs", "all"] = "pairs"
+    """Divide a prompt's loss by its untied pairs, or by all C(K,2)."""
+    grouping: Literal["prompt", "pairs"] = "prompt"
+    """"prompt": all pairs of a prompt together (the paper). "pairs": shuffled pairs, for comparison."""
+    cross_validation_folds: int = 0
+    """With 5: five groups of raters, each held out once (E.2); adds five trainings."""
+    microbatch_tokens: int = 8192
+    """Tokens (padding inside attention included) that go through the model at once."""
+    checkpoint_every: int = 50
+    """Optimizer steps between checkpoints."""
+
+    def __post_init__(self) -> None:
+        if self.epochs < 1 or self.batch_size < 1:
+            raise ConfigError(f"epochs is {self.epochs}, batch_size {self.batch_size}; both must be at least 1.")
+        if self.cross_validation_folds == 1:
+            raise ConfigError("cross_validation_folds is 1; give 0 for none, or at least 2.")
+
+
+@dataclass(frozen=True, slots=True)
+class Element:
+    """One batch element: K encoded responses of a prompt, and the ranks that R raters gave them (0 is best)."""
+
+    sequences: tuple[tuple[int, ...], ...]
+    ranks: tuple[tuple[int, ...], ...]
+
+    @property
+    def cost(self) -> int:
+        return max(map(len, self.sequences)) * len(self.sequences)
+
+
+def train_reward_model(
+    folder: Path,
+    *,
+    config: RewardConfig,
+    init: str,
+    rankings: Sequence[Ranking],
+    validation: Sequence[Ranking] = (),
+    held_out_raters: Sequence[Ranking] = (),
+    demonstrations: Sequence[Demonstration] = (),
+    device: torch.device,
+    seed: int,
+) -> Path:
+    """Train a reward model from `init`; writes `model` and `results.json`. Returns the path of `model`.
+
+    `validation` are rankings of other prompts by the training raters, `held_out_raters` by raters who trained nothing;
+    both are only measured on.
+
+    Raises:
+        DataError: no ranking has an untied pair.
+    """
+    rankings = [ranking for ranking in rankings if in_part(ranking.prompt, config.part)]
+    if not any(len(ranking.order) > 1 for ranking in rankings):
+        raise DataError("no ranking prefers one response to another, so there is nothing to learn; give untied ones.")
+    model = _train(folder, config, init, rankings, validation, device, seed, name=f"reward {folder.name}")
+    scorer = ModelScorer(model, budget=config.microbatch_tokens, precision=config.optimizer.precision)
+    if demonstrations:
+        prompts = [demonstration.prompt for demonstration in demonstrations]
+        responses = [Response(text=demonstration.response) for demonstration in demonstrations]
+        model.offset += float(np.mean(scorer(prompts, responses)))
+    results: dict[str, Any] = {"demonstrations_centred": len(demonstrations), "offset": float(model.offset)}
+    results |= measure(scorer, validation) if validation else measure(scorer, rankings) | {"on": "training rankings"}
+    if held_out_raters:
+        results["held_out_raters"] = measure(scorer, held_out_raters)
+    if config.cross_validation_folds:
+        results["cross_validation"] = cross_validate(folder, config, init, rankings, device, seed)
+    save_reward_model(folder / "model", model)
+    write_json(folder / "results.json", results)
+    return folder / "model"
+
+
+def in_part(prompt: Prompt, part: Literal["all", "first half", "second half"]) -> bool:
+    """Whether a prompt belongs to a half; halves are drawn by a hash of the prompt's key."""
+    digest = hashlib.blake2b(prompt.key.encode(), digest_size=1).digest()
+    return part == "all" or (digest[0] < 128) == (part == "first half")
+
+
+def as_elements(rankings: Sequence[Ranking], model: RewardModel) -> list[Element]:
+    """Group rankings of the same responses to the same prompt, and encode each response once."""
+    groups: dict[tuple[str, tuple[Response, ...]], list[Ranking]] = {}
+    for ranking in rankings:
+        groups.setdefault((ranking.prompt.key, ranking.responses), []).append(ranking)
+    elements = []
+    for (_, responses), group in groups.items():
+        sequences = tuple(
+            tuple(encode_for_reward(model.tokenizer, group[0].prompt, response, context=model.context))
+            for response in responses
+        )
+        ranks = tuple(ranking.ranks for ranking in group if len(ranking.order) > 1)
+        if ranks:
+            elements.append(Element(sequences, ranks))
+    return elements
+
+
+def as_pairs(elements: Sequence[Element], *, seed: int) -> list[Element]:
+    """Every untied pair as an element of its own, shuffled: the wrong way, for comparison."""
+    pairs = [
+        Element((element.sequences[better], element.sequences[worse]), ((0, 1),))
+        for element in elements
+        for ranks in element.ranks
+        for better in range(len(ranks))
+        for worse in range(len(ranks))
+        if ranks[better] < ranks[worse]
+    ]
+    random.Random(seed).shuffle(pairs)
+    return pairs
+
+
+def _train(
+    folder: Path,
+    config: RewardConfig,
+    init: str,
+    rankings: Sequence[Ranking],
+    validation: Sequence[Ranking],
+    device: torch.device,
+    seed: int,
+    *,
+    name: str,
+) -> RewardModel:
+    model = new_reward_model(init, seed=seed, max_tokens=config.max_tokens)
+    model.to(device)
+    elements, batch_size = as_elements(rankings, model), config.batch_size
+    held_out = as_elements(validation, model)
+    if config.grouping == "pairs":
+        pairs = as_pairs(elements, seed=seed)
+        batch_size = max(1, round(config.batch_size * len(pairs) / len(elements)))  # as many steps as by prompt
+        elements = pairs
+    steps_per_epoch = -(-len(elements) // batch_size)
+    trainer = Trainer(model, config.optimizer, total_steps=steps_per_epoch * config.epochs)
+
+    def step(number: int) -> dict[str, float]:
+        epoch, place = divmod(number, steps_per_epoch)
+        order = permutation(len(elements), seed=seed, epoch=epoch)
+        batch = [elements[index] for index in order[place * batch_size : (place + 1) * batch_size]]
+        report = trainer.step(
+            _groups(batch, config.microbatch_tokens), partial(element_loss, model, config.normalize), float(len(batch))
+        )
+        metrics = {
+            "loss": report.loss,
+            "accuracy": report.sums["correct"] / max(report.sums["pairs"], 1),
+            "score_gap": report.sums["gap"] / max(report.sums["pairs"], 1),
+            "grad_norm": report.grad_norm,
+            "learning_rate": report.learning_rate,
+            "epoch": (number + 1) / steps_per_epoch,
+        }
+        if held_out and place == steps_per_epoch - 1:
+            metrics |= _validate(model, config, held_out)
+        return metrics
+
+    run_steps(
+        folder,
+        description=name,
+        total=steps_per_epoch * config.epochs,
+        states={"model": ModuleState(model), "trainer": trainer},
+        step=step,
+        checkpoint_every=config.checkpoint_every,
+    )
+    return model
+
+
+@torch.no_grad()
+def _validate(model: RewardModel, config: RewardConfig, held_out: Sequence[Element]) -> dict[str, float]:
+    total, sums = 0.0, {"correct": 0.0, "pairs": 0.0}
+    for group in _groups(held_out, config.microbatch_tokens):
+        loss = element_loss(model, config.normalize, group, float(len(held_out)))
+        total += float(loss.value)
+        sums = {key: sums[key] + loss.sums[key] for key in sums}
+    return {"validation_loss": total, "validation_accuracy": sums["correct"] / max(sums["pairs"], 1)}
+
+
+def _groups(batch: Sequence[Element], budget: int) -> list[list[Element]]:
+    return [[batch[index] for index in group] for group in microbatches([e.cost for e in batch], budget=budget)]
+
+
+def element_loss(
+    model: RewardModel, normalize: Literal["pairs", "all"], batch: Sequence[Element], num_prompts: float
+) -> Loss:
+    """Eq. 1 summed over the batch's prompts, divided by `num_prompts`; sums of correct pairs, pairs and score gaps."""
+    packed = pack([ids for element in batch for ids in element.sequences]).to(model.device)
+    score_S = model.scores(packed)
+    total = score_S.new_zeros(())
+    sums = {"correct": 0.0, "pairs": 0.0, "gap": 0.0}
+    score_of: tuple[Tensor, ...] = torch.split(score_S, [len(element.sequences) for element in batch])
+    for element, score_K in zip(batch, score_of, strict=True):
+        rank_RK = torch.tensor(element.ranks, device=score_K.device)
+        total = total + ranking_loss(score_K, rank_RK, normalize=normalize)
+        with torch.no_grad():
+            better_KK = (rank_RK[:, :, None] < rank_RK[:, None, :]).sum(0)
+            gap_KK = score_K[:, None] - score_K[None, :]
+            sums["correct"] += float((better_KK * (gap_KK > 0)).sum())
+            sums["pairs"] += float(better_KK.sum())
+            sums["gap"] += float((better_KK * gap_KK).sum())
+    return Loss(total / num_prompts, sums)
+
+
+def measure(scorer: ModelScorer, rankings: Sequence[Ranking]) -> dict[str, Any]:
+    """Accuracy on the untied pairs of responses with different texts, its interval by prompt, and calibration."""
+    gaps, agreed, clusters = ranked_gaps(scorer, rankings)
+    if not gaps:
+        raise DataError("the rankings to measure on have no untied pair of different responses.")
+    estimate = accuracy(agreed, clusters)
+    curve = calibration_curve(gaps, agreed, bins=min(8, max(1, len(gaps) // 25)), cluster_N=clusters)
+    return {
+        "accuracy": estimate.value,
+        "n": estimate.n,
+        "ci95": [estimate.ci95.low, estimate.ci95.high],
+        "log_loss": float(np.mean([math.log1p(math.exp(-gap)) if gap > -500 else -gap for gap in gaps])),
+        "calibration": [
+            {"predicted": part.predicted, "observed": part.observed.value, "n": part.observed.n} for part in curve.bins
+        ],
+        "calibration_error": {"expected": curve.expected_error, "by_chance": curve.chance_error},
+    }
+
+
+def ranked_gaps(scorer: ModelScorer, rankings: Sequence[Ranking]) -> tuple[list[float], list[float], list[str]]:
+    """For every untied pair: score(better) - score(worse), whether that is above 0 (half where it is 0), the prompt."""
+    prompts: list[Prompt] = [ranking.prompt for ranking in rankings for _ in ranking.responses]
+    scores = iter(scorer(prompts, [response for ranking in rankings for response in ranking.responses]))
+    gaps, agreed, clusters = [], [], []
+    for ranking in rankings:
+        score_of = [next(scores) for _ in ranking.responses]
+        for better, rank in enumerate(ranking.ranks):
+            for worse, other in enumerate(ranking.ranks):
+                if rank < other and ranking.responses[better].text != ranking.responses[worse].text:
+                    gap = score_of[better] - score_of[worse]
+                    gaps.append(gap)
+                    agreed.append(1.0 if gap > 0 else 0.5 if gap == 0 else 0.0)
+                    clusters.append(ranking.prompt.key)
+    return gaps, agreed, clusters
+
+
+def cross_validate(
+    folder: Path, config: RewardConfig, init: str, rankings: Sequence[Ranking], device: torch.device, seed: int
+) -> dict[str, Any]:
+    """Accuracy on raters who were held out, over folds of raters (E.2): does the model learn taste or these people?
+
+    Each fold trains on the rankings of the other folds' raters, and is measured on the held-out raters' rankings and,
+    for comparison, on a tenth of the training raters' own that it did not train on.
+    """
+    raters = sorted({ranking.author.rater or "" for ranking in rankings})
+    if len(raters) < config.cross_validation_folds:
+        raise DataError(
+            f"cross_validation_folds is {config.cross_validation_folds}, but the rankings name only {len(raters)} "
+            "raters; give fewer folds or more raters."
+        )
+    folds = []
+    for fold in range(config.cross_validation_folds):
+        out = set(raters[fold :: config.cross_validation_folds])
+        inside = [ranking for ranking in rankings if (ranking.author.rater or "") not in out]
+        prompts = sorted({ranking.prompt.key for ranking in inside})
+        aside = set(prompts[fold::10])
+        train = [ranking for ranking in inside if ranking.prompt.key not in aside]
+        place = folder / CHECKPOINT / f"fold-{fold + 1}"
+        model = _train(place, config, init, train, (), device, seed + fold, name=f"fold {fold + 1}")
+        scorer = ModelScorer(model, budget=config.microbatch_tokens, precision=config.optimizer.precision)
+        held_out = [ranking for ranking in rankings if (ranking.author.rater or "") in out]
+        own = [ranking for ranking in inside if ranking.prompt.key in aside]
+        folds.append(
+            {group: measure(scorer, rows)["accuracy"] for group, rows in zip(GROUPS, (own, held_out), strict=True)}
+        )
+    return {
+        "folds": folds,
+        **{
+            group: {
+                "mean": float(np.mean([row[group] for row in folds])),
+                "standard_error": float(np.std([row[group] for row in folds], ddof=1) / len(folds) ** 0.5),
+            }
+            for group in GROUPS
+        },
+    }

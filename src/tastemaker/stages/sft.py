@@ -1,0 +1,216 @@
+"""Supervised fine-tuning on demonstrations (section 3.5 and C.1; the initialisation of PPO, C.3).
+
+The loss is on the response's tokens, its end token included; the prompt is masked (the paper does not say; a prompt is
+not something to imitate). Every epoch's model is kept, because the paper chooses among them by reward score once a
+reward model exists: see `select_epoch`. With `pretraining_mix` a share of every batch's sequences is pretraining text,
+which makes the model that PPO starts from and is held to (C.3: 2 epochs, 10 %).
+
+Departure: residual dropout (0.2 in the paper) is applied where the architecture has it; Llama-like ones have none.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from tastemaker.checkpoint import load_policy, save_policy
+from tastemaker.corpus import encode_texts, permutation, shuffled_forever, text_loss
+from tastemaker.errors import ConfigError, DataError
+from tastemaker.files import write_json
+from tastemaker.losses import sft_loss
+from tastemaker.model import LanguageModel, check_fits
+from tastemaker.packing import microbatches, pack, response_sources
+from tastemaker.records import Demonstration, Text
+from tastemaker.tokenizer import Tokenizer
+from tastemaker.training import Loss, OptimizerConfig, Trainer
+from tastemaker.training.loop import ModuleState, run_steps
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SftConfig:
+    """Supervised fine-tuning. The defaults are the paper's (1.3B and 6B)."""
+
+    epochs: int = 16
+    """Passes over the demonstrations."""
+    batch_size: int = 32
+    """Demonstrations in an optimizer step."""
+    optimizer: OptimizerConfig = OptimizerConfig(learning_rate=9.65e-6)
+    residual_dropout: float = 0.2
+    """Dropout of the residual stream, where the architecture has it."""
+    pretraining_mix: float = 0.0
+    """Share of a batch's sequences that are pretraining text, added to the demonstrations."""
+    max_text_tokens: int = 512
+    """Pretraining documents are cut into pieces of this length."""
+    microbatch_tokens: int = 8192
+    """Tokens (padding inside attention included) that go through the model at once."""
+    checkpoint_every: int = 100
+    """Optimizer steps between checkpoints."""
+
+    def __post_init__(self) -> None:
+        if self.epochs < 1 or self.batch_size < 1:
+            raise ConfigError(f"epochs is {self.epochs}, batch_size {self.batch_size}; both must be at least 1.")
+        if not 0 <= self.pretraining_mix < 1:
+            raise ConfigError(f"pretraining_mix is {self.pretraining_mix}; it is a share, from 0 to below 1.")
+
+
+@dataclass(frozen=True, slots=True)
+class Example:
+    """A sequence and where its loss begins: everything from `start` on is predicted."""
+
+    ids: tuple[int, ...]
+    start: int
+
+    @property
+    def num_predicted(self) -> int:
+        return len(self.ids) - self.start
+
+
+def train_sft(
+    folder: Path,
+    *,
+    config: SftConfig,
+    base: str,
+    demonstrations: Sequence[Demonstration],
+    validation: Sequence[Demonstration] = (),
+    pretraining: Sequence[Text] = (),
+    stop_texts: Sequence[str] = (),
+    device: torch.device,
+    seed: int,
+) -> Path:
+    """Fine-tune `base`; writes `epochs/01` ... and `model` (the last epoch). Returns the path of `model`.
+
+    Raises:
+        DataError: there are no demonstrations, or pretraining text is asked for and missing.
+        ModelError: the base cannot be loaded, or a demonstration is longer than its context.
+    """
+    if not demonstrations:
+        raise DataError("there are no demonstrations to fine-tune on; give at least one.")
+    if config.pretraining_mix and not pretraining:
+        raise DataError(f"pretraining_mix is {config.pretraining_mix}, but no pretraining text was given.")
+    policy = load_policy(base, stop_texts=stop_texts, residual_dropout=config.residual_dropout)
+    policy.to(device)
+    examples = encode_demonstrations(demonstrations, policy.tokenizer, context=policy.context)
+    held_out = encode_demonstrations(validation, policy.tokenizer, context=policy.context)
+    texts = []
+    if config.pretraining_mix:
+        limit = min(config.max_text_tokens, policy.context)
+        pieces = encode_texts(pretraining, policy.tokenizer, max_tokens=limit)
+        texts = [Example(tuple(piece), 1) for piece in pieces]
+    run = _Run(folder, config, policy, examples, held_out, texts, seed)
+    run_steps(
+        folder,
+        description=f"sft {folder.name}",
+        total=run.total_steps,
+        states={"policy": ModuleState(policy), "trainer": run.trainer},
+        step=run.step,
+        checkpoint_every=config.checkpoint_every,
+    )
+    save_policy(folder / "model", policy)
+    return folder / "model"
+
+
+class _Run:
+    """One training run: what a numbered step does."""
+
+    def __init__(
+        self,
+        folder: Path,
+        config: SftConfig,
+        policy: LanguageModel,
+        examples: Sequence[Example],
+        held_out: Sequence[Example],
+        texts: Sequence[Example],
+        seed: int,
+    ) -> None:
+        self.folder, self.config, self.policy, self.seed = folder, config, policy, seed
+        self.examples, self.held_out, self.texts = examples, held_out, texts
+        self.steps_per_epoch = -(-len(examples) // config.batch_size)
+        self.total_steps = self.steps_per_epoch * config.epochs
+        self.trainer = Trainer(policy, config.optimizer, total_steps=self.total_steps)
+        self.draw_text = shuffled_forever(len(texts), seed=seed) if texts else None
+
+    def step(self, number: int) -> dict[str, float]:
+        config = self.config
+        epoch, place = divmod(number, self.steps_per_epoch)
+        order = permutation(len(self.examples), seed=self.seed, epoch=epoch)
+        chosen = order[place * config.batch_size : (place + 1) * config.batch_size]
+        batch = [self.examples[index] for index in chosen]
+        if self.draw_text is not None:
+            num_texts = round(config.batch_size * config.pretraining_mix / (1 - config.pretraining_mix))
+            batch += [self.texts[index] for index in self.draw_text(number * num_texts, num_texts)]
+        torch.manual_seed(self.seed * 1_000_003 + number)  # dropout's noise is a function of the step
+        self.policy.train(config.residual_dropout > 0)
+        groups = microbatches([len(example.ids) for example in batch], budget=config.microbatch_tokens)
+        report = self.trainer.step(
+            ([batch[index] for index in group] for group in groups),
+            partial(_example_loss, self.policy),
+            float(sum(example.num_predicted for example in batch)),
+        )
+        self.policy.eval()
+        metrics = {
+            "loss": report.loss,
+            "grad_norm": report.grad_norm,
+            "learning_rate": report.learning_rate,
+            "epoch": (number + 1) / self.steps_per_epoch,
+        }
+        if place == self.steps_per_epoch - 1:
+            metrics |= self._close_epoch(epoch)
+        return metrics
+
+    def _close_epoch(self, epoch: int) -> dict[str, float]:
+        save_policy(self.folder / "epochs" / f"{epoch + 1:02d}", self.policy)
+        if not self.held_out:
+            return {}
+        return {"validation_loss": demonstration_loss(self.policy, self.held_out, self.config.microbatch_tokens)}
+
+
+def encode_demonstrations(
+    demonstrations: Sequence[Demonstration], tokenizer: Tokenizer, *, context: int
+) -> list[Example]:
+    """Prompt and response as ids; the loss begins at the response."""
+    examples = []
+    for demonstration in demonstrations:
+        prompt_ids = tokenizer.prompt_ids(demonstration.prompt.messages)
+        response_ids = tokenizer.response_ids(demonstration.response, finished=True)
+        examples.append(Example((*prompt_ids, *response_ids), len(prompt_ids)))
+    check_fits([len(example.ids) for example in examples], context, what="demonstrations")
+    return examples
+
+
+@torch.no_grad()
+def demonstration_loss(policy: LanguageModel, examples: Sequence[Example], budget: int) -> float:
+    """Mean negative log-likelihood of the examples' predicted tokens."""
+    num_tokens = float(sum(example.num_predicted for example in examples))
+    groups = microbatches([len(example.ids) for example in examples], budget=budget)
+    losses = (_example_loss(policy, [examples[index] for index in group], num_tokens) for group in groups)
+    return sum(float(loss.value) for loss in losses)
+
+
+def _example_loss(policy: LanguageModel, batch: Sequence[Example], num_tokens: float) -> Loss:
+    packed = pack([example.ids for example in batch]).to(policy.device)
+    source_M = response_sources([e.start for e in batch], [e.num_predicted for e in batch]).to(policy.device)
+    logprob_M = policy.predict(packed, source_M, packed.id_N[source_M + 1]).logprob_M
+    return Loss(sft_loss(logprob_M, torch.ones_like(logprob_M, dtype=torch.bool), num_tokens=num_tokens))
+
+
+def select_epoch(folder: Path, *, scores: dict[str, float], epochs: Path) -> Path:
+    """Choose the epoch whose responses to validation prompts score highest (section 3.5), and say so in `choice.json`.
+
+    `scores` maps the name of each kept epoch to its mean score; ties go to the earlier epoch.
+    """
+    best = max(sorted(scores), key=lambda name: scores[name])
+    choice: dict[str, Any] = {"chosen": best, "by": "mean reward score on validation prompts", "scores": scores}
+    policy = load_policy(str(epochs / best))
+    save_policy(folder / "model", policy)
+    write_json(folder / "choice.json", choice)
+    return folder / "model"
+
+
+def heldout_text_loss(policy: LanguageModel, texts: Sequence[Text], *, max_tokens: int, budget: int) -> float:
+    """The policy's loss on held-out pretraining text: what alignment costs."""
+    return text_loss(policy, encode_texts(texts, policy.tokenizer, max_tokens=max_tokens), budget=budget)

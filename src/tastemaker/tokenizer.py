@@ -1,0 +1,185 @@
+"""From conversations to token ids and back: the one function that renders messages, and what every stage uses.
+
+A prompt is rendered by the chat template saved with the model, up to the place where the assistant speaks. A response
+is encoded on its own and closed by the end token, so the prompt's ids are always a prefix of the whole and the loss
+mask is exact by construction. Text that users wrote stays text: an "<|eos|>" in a message is no control token.
+A rollout is decoded for people, reward models and files, and never encoded again for the policy that produced it.
+
+A base model without a template gets the named default `plain`.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from tastemaker.errors import ModelError
+from tastemaker.records import Message, Messages
+
+CHAT_TEMPLATES: Mapping[str, str] = {
+    "plain": (
+        "{{ bos_token or '' }}{% for message in messages %}"
+        "{{ message['role'] | capitalize }}:\n{{ message['content'] }}"
+        "{% if message['role'] == 'assistant' %}{{ eos_token }}{% endif %}\n\n"
+        "{% endfor %}{% if add_generation_prompt %}Assistant:\n{% endif %}"
+    ),
+}
+DEFAULT_CHAT_TEMPLATE = "plain"
+
+# Private-use characters that stand for message contents while the template is rendered.
+_OPEN, _CLOSE = "\ue000", "\ue001"
+_PLACEHOLDER = re.compile(f"{_OPEN}(\\d+){_CLOSE}")
+
+
+@dataclass(frozen=True, slots=True)
+class Tokenizer:
+    """A Hugging Face fast tokenizer with a chat template and one end token.
+
+    `vocabulary` counts the ids that may be sampled; a model's embedding may have more rows. `stop_ids` end a response;
+    the first is the end token that demonstrations are closed with.
+    """
+
+    library: Any
+    vocabulary: int
+    end_id: int
+    stop_ids: tuple[int, ...]
+
+    def prompt_ids(self, messages: Messages) -> list[int]:
+        """Render a conversation up to the place where the assistant speaks, with at most one beginning-of-text id."""
+        contents = [message.content for message in messages]
+        shown = [{"role": message.role, "content": f"{_OPEN}{index}{_CLOSE}"} for index, message in enumerate(messages)]
+        rendered = str(self.library.apply_chat_template(shown, tokenize=False, add_generation_prompt=True))
+        if self._holds_control_text(contents):
+            ids = self._encode_apart(rendered, contents)
+        else:
+            text = _PLACEHOLDER.sub(lambda match: contents[int(match[1])], rendered)
+            ids = self._encode(text, control=True)
+        return self._with_one_bos(ids)
+
+    def response_ids(self, text: str, *, finished: bool) -> list[int]:
+        """Encode a response as plain text; the end token closes it if it was finished."""
+        ids = self._encode(text, control=False)
+        return [*ids, self.end_id] if finished else ids
+
+    def text_ids(self, text: str) -> list[int]:
+        """Encode a pretraining document as plain text, closed by the end token."""
+        return [*self._with_one_bos(self._encode(text, control=False)), self.end_id]
+
+    def decode(self, ids: Sequence[int]) -> str:
+        """The exact text of `ids`; control tokens are shown, spaces are not cleaned up."""
+        text = self.library.decode(list(ids), skip_special_tokens=False, clean_up_tokenization_spaces=False)
+        return str(text)
+
+    def response_text(self, ids: Sequence[int]) -> str:
+        """The text of sampled response ids, without the stop token that may close them."""
+        kept = ids[:-1] if ids and ids[-1] in self.stop_ids else ids
+        return self.decode(kept)
+
+    def save(self, folder: Path) -> None:
+        self.library.save_pretrained(str(folder))
+
+    def _encode(self, text: str, *, control: bool) -> list[int]:
+        ids = self.library.encode(text, add_special_tokens=False, split_special_tokens=not control)
+        return [int(token) for token in ids]
+
+    def _holds_control_text(self, contents: Sequence[str]) -> bool:
+        special = [token for token in self.library.all_special_tokens if token]
+        return any(token in content for token in special for content in contents)
+
+    def _encode_apart(self, rendered: str, contents: Sequence[str]) -> list[int]:
+        """Encode the template's own text with control tokens and each message's text without."""
+        ids: list[int] = []
+        for place, part in enumerate(_PLACEHOLDER.split(rendered)):
+            is_content = place % 2 == 1
+            text = contents[int(part)] if is_content else part
+            if text:
+                ids += self._encode(text, control=not is_content)
+        return ids
+
+    def _with_one_bos(self, ids: list[int]) -> list[int]:
+        bos = self.library.bos_token_id
+        if bos is None:
+            return ids
+        while len(ids) > 1 and ids[0] == bos and ids[1] == bos:
+            ids = ids[1:]
+        if (not ids or ids[0] != bos) and _adds_bos(self.library):
+            ids = [bos, *ids]
+        return ids
+
+
+def load_tokenizer(source: str | Path, *, stop_texts: Sequence[str] = (), **library_options: Any) -> Tokenizer:
+    """Load the tokenizer of a model folder or hub name.
+
+    `stop_texts` are further single tokens that end a response, such as a base model's "next question" mark.
+
+    Raises:
+        ModelError: no tokenizer there, no end token, or a stop text that is not one token.
+    """
+    from transformers import AutoTokenizer
+
+    try:
+        library = AutoTokenizer.from_pretrained(str(source), **library_options)
+    except (OSError, ValueError, KeyError) as error:
+        raise ModelError(
+            f"{source} has no tokenizer that the transformers library can load ({_first_line(error)}). Give a folder "
+            "with tokenizer.json and tokenizer_config.json, or the name of a model on the hub."
+        ) from error
+    return wrap_tokenizer(library, source=str(source), stop_texts=stop_texts)
+
+
+def wrap_tokenizer(library: Any, *, source: str = "the tokenizer", stop_texts: Sequence[str] = ()) -> Tokenizer:
+    """Check a Hugging Face tokenizer and give it the default template if it has none."""
+    if library.eos_token_id is None:
+        raise ModelError(
+            f"{source} has no end-of-text token (eos_token), so a response could never end. "
+            "Set eos_token in its tokenizer_config.json."
+        )
+    if getattr(library, "chat_template", None) is None:
+        library.chat_template = CHAT_TEMPLATES[DEFAULT_CHAT_TEMPLATE]
+    stop_ids = [int(library.eos_token_id)]
+    for text in stop_texts:
+        ids = library.encode(text, add_special_tokens=False)
+        if len(ids) != 1 or ids[0] == library.unk_token_id:
+            raise ModelError(f"stop text {text!r} is not a single token of {source}; choose one that is.")
+        stop_ids.append(int(ids[0]))
+    tokenizer = Tokenizer(
+        library=library,
+        vocabulary=len(library),
+        end_id=int(library.eos_token_id),
+        stop_ids=tuple(dict.fromkeys(stop_ids)),
+    )
+    _check_template(tokenizer, source)
+    return tokenizer
+
+
+def _check_template(tokenizer: Tokenizer, source: str) -> None:
+    """Refuse a template that rewrites the prompt once a reply follows: masks and log-probs would be of other tokens."""
+    turns = [{"role": "user", "content": "One two."}, {"role": "assistant", "content": "Three."}]
+    apply = tokenizer.library.apply_chat_template
+    try:
+        prompt = str(apply(turns[:1], tokenize=False, add_generation_prompt=True))
+        whole = str(apply(turns, tokenize=False))
+    except Exception as error:  # templates run arbitrary Jinja code
+        raise ModelError(f"the chat template of {source} fails on a plain question and reply: {error}.") from error
+    if not whole.startswith(prompt.rstrip()):
+        raise ModelError(
+            f"the chat template of {source} renders a prompt differently once a reply follows "
+            f"({prompt!r} is not a prefix of {whole!r}). Use a template whose prompt stays as it is."
+        )
+
+
+def _adds_bos(library: Any) -> bool:
+    ids = library.encode("a")
+    return bool(ids) and ids[0] == library.bos_token_id
+
+
+def _first_line(error: BaseException) -> str:
+    return str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+
+
+def as_messages(text: str) -> Messages:
+    """A plain string as a conversation of one user turn."""
+    return (Message("user", text),)

@@ -1,0 +1,156 @@
+"""Optimizer steps over micro-batches.
+
+Who divides a loss by what is where RLHF goes silently wrong, so it is said in one place: the caller counts a
+denominator over the whole step, every micro-batch's loss is its own sum over that denominator, and gradients add up.
+The number of micro-batches therefore changes nothing. Gradients are clipped by their global norm, which is reported as
+it was before. A loss or a gradient that is not finite stops training before it can reach the weights.
+
+The learning rate is a function of the optimizer step, counted from 0 to `total_steps`.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal, TypeVar
+
+import torch
+from torch import Tensor, nn
+
+from tastemaker.errors import ConfigError, TrainingError
+
+Precision = Literal["float32", "bfloat16"]
+Batch = TypeVar("Batch")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class OptimizerConfig:
+    """AdamW and its schedule. The paper: betas 0.9 and 0.95, cosine to 10 % for supervised stages, constant in RL."""
+
+    learning_rate: float
+    """Peak learning rate."""
+    schedule: Literal["cosine", "linear", "constant"] = "cosine"
+    """How the rate falls after warm-up."""
+    floor: float = 0.1
+    """The rate at the end, as a share of the peak (cosine and linear)."""
+    warmup_steps: int = 0
+    """Optimizer steps over which the rate rises to its peak, from a tenth of it."""
+    betas: tuple[float, float] = (0.9, 0.95)
+    epsilon: float = 1e-8
+    """Adam's epsilon, as PyTorch places it (outside the bias correction)."""
+    weight_decay: float = 0.0
+    max_grad_norm: float = 1.0
+    """Gradients are scaled down to this global norm."""
+    precision: Precision = "float32"
+    """What matrix products are computed in; weights and their updates are fp32 always."""
+
+    def __post_init__(self) -> None:
+        if not self.learning_rate > 0:
+            raise ConfigError(f"learning_rate is {self.learning_rate}; it must be above 0.")
+        if not 0 <= self.floor <= 1:
+            raise ConfigError(f"floor is {self.floor}; it is a share of the peak rate, from 0 to 1.")
+
+
+@dataclass(frozen=True, slots=True)
+class Loss:
+    """A micro-batch's share of the step's loss, already divided, and what else was summed over it for the metrics."""
+
+    value: Tensor
+    sums: Mapping[str, float] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class StepReport:
+    """One optimizer step: the summed loss, the sums of its micro-batches, the gradient's norm before clipping."""
+
+    loss: float
+    sums: Mapping[str, float]
+    grad_norm: float
+    learning_rate: float
+
+
+class Trainer:
+    """Trains the parameters of `module` that require gradients."""
+
+    def __init__(self, module: nn.Module, config: OptimizerConfig, *, total_steps: int) -> None:
+        if total_steps < 1:
+            raise TrainingError(f"there are {total_steps} optimizer steps to take; give more data or more epochs.")
+        self.module, self.config, self.total_steps = module, config, total_steps
+        self.parameters = [parameter for parameter in module.parameters() if parameter.requires_grad]
+        self.optimizer = torch.optim.AdamW(
+            self.parameters,
+            lr=config.learning_rate,
+            betas=config.betas,
+            eps=config.epsilon,
+            weight_decay=config.weight_decay,
+            fused=True,
+        )
+        self.steps_taken = 0
+
+    def autocast(self) -> torch.autocast:
+        """The precision that forward passes run in."""
+        device = self.parameters[0].device.type
+        return torch.autocast(device, dtype=torch.bfloat16, enabled=self.config.precision == "bfloat16")
+
+    def step(
+        self, microbatches: Iterable[Batch], loss_fn: Callable[[Batch, float], Loss], denominator: float
+    ) -> StepReport:
+        """One optimizer step over all `microbatches`; each loss is divided by `denominator`."""
+        loss, sums = self.accumulate(microbatches, loss_fn, denominator)
+        return self.apply(loss, sums)
+
+    def accumulate(
+        self, microbatches: Iterable[Batch], loss_fn: Callable[[Batch, float], Loss], denominator: float
+    ) -> tuple[float, dict[str, float]]:
+        """Add the gradients of `microbatches` to those already there, without stepping. Returns the loss and sums."""
+        total, sums = 0.0, dict[str, float]()
+        for batch in microbatches:
+            with self.autocast():
+                loss = loss_fn(batch, denominator)
+            value = float(loss.value.detach())
+            if not math.isfinite(value):
+                raise TrainingError(
+                    f"the loss is {value} at optimizer step {self.steps_taken}; the weights were not changed. Usual "
+                    "causes: a learning rate that is too high, or data with extreme lengths or scores."
+                )
+            loss.value.backward()  # type: ignore[no-untyped-call]
+            total += value
+            for name, amount in loss.sums.items():
+                sums[name] = sums.get(name, 0.0) + amount
+        return total, sums
+
+    def apply(self, loss: float, sums: Mapping[str, float]) -> StepReport:
+        """Clip the accumulated gradients, take the step, clear them."""
+        norm = float(nn.utils.clip_grad_norm_(self.parameters, self.config.max_grad_norm))
+        if not math.isfinite(norm):
+            raise TrainingError(
+                f"the gradient's norm is {norm} at optimizer step {self.steps_taken}; the weights were not changed. "
+                "Lower the learning rate, or look for extreme inputs."
+            )
+        rate = self.config.learning_rate * learning_rate_factor(self.config, self.steps_taken, self.total_steps)
+        for group in self.optimizer.param_groups:
+            group["lr"] = rate
+        self.optimizer.step()
+        self.optimizer.zero_grad(set_to_none=True)
+        self.steps_taken += 1
+        return StepReport(loss=loss, sums=dict(sums), grad_norm=norm, learning_rate=rate)
+
+    def state(self) -> dict[str, Any]:
+        """What a checkpoint needs besides the module's weights."""
+        return {"optimizer": self.optimizer.state_dict(), "steps_taken": self.steps_taken}
+
+    def load_state(self, state: Mapping[str, Any]) -> None:
+        self.optimizer.load_state_dict(state["optimizer"])
+        self.steps_taken = int(state["steps_taken"])
+
+
+def learning_rate_factor(config: OptimizerConfig, step: int, total_steps: int) -> float:
+    """The share of the peak learning rate at optimizer step `step` (the first is 0)."""
+    if step < config.warmup_steps:
+        return 0.1 + 0.9 * step / config.warmup_steps
+    if config.schedule == "constant":
+        return 1.0
+    progress = min(1.0, (step - config.warmup_steps) / max(1, total_steps - config.warmup_steps))
+    falling = 0.5 * (1 + math.cos(math.pi * progress)) if config.schedule == "cosine" else 1 - progress
+    return config.floor + (1 - config.floor) * falling
