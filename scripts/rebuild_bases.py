@@ -264,7 +264,7 @@ def build(label: str, bases: Path, tokens: int | None) -> None:
     saved, tokenizer = load(bases / name)
     figures = {
         "parameters": sum(weight.numel() for weight in saved.parameters()),
-        "tokens": size.tokens,
+        "tokens": size.drill_tokens + size.tokens,
         "heldout_loss": round(held_out_loss(saved, tokenizer), 4),
         "training_seconds": round(seconds),
     }

@@ -2,10 +2,16 @@
 
 from __future__ import annotations
 
+import copy
+import random
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
+
+from tastemaker.model import LanguageModel
+from tastemaker.tokenizer import wrap_tokenizer
 
 SMALL = {"hidden_size": 48, "num_hidden_layers": 2, "num_attention_heads": 6, "intermediate_size": 80}
 GROUPED = SMALL | {"num_key_value_heads": 3}
@@ -27,6 +33,11 @@ ARCHITECTURES: dict[str, dict[str, Any]] = {
         "word_embed_proj_dim": 48,
         "max_position_embeddings": 128,
     },
+}
+# Architectures that packed attention refuses: soft-capped attention scores; attention outside the library's interface.
+UNPACKED: dict[str, dict[str, Any]] = {
+    "gemma2": GROUPED | {"head_dim": 8},
+    "bloom": {"hidden_size": 48, "n_layer": 2, "n_head": 6},
 }
 VOCABULARY = 97
 WORDS = [f"w{index}" for index in range(VOCABULARY - 4)]
@@ -60,7 +71,7 @@ def make_library(architecture: str = "llama", *, seed: int = 0, vocabulary: int 
 
     torch.manual_seed(seed)
     settings = {"vocab_size": vocabulary, "bos_token_id": 1, "eos_token_id": 2, "pad_token_id": 0}
-    config = AutoConfig.for_model(architecture, **settings | ARCHITECTURES[architecture] | changes)
+    config = AutoConfig.for_model(architecture, **settings | (ARCHITECTURES | UNPACKED)[architecture] | changes)
     library = AutoModelForCausalLM.from_config(config).eval()
     with torch.no_grad():  # the library's init is so small that every token is about equally likely
         for parameter in library.parameters():
@@ -69,8 +80,26 @@ def make_library(architecture: str = "llama", *, seed: int = 0, vocabulary: int 
     return library
 
 
-def save_model(folder: Path, architecture: str = "llama", *, seed: int = 0, **changes: Any) -> Path:
+def save_model(
+    folder: Path, architecture: str = "llama", *, seed: int = 0, pad_is_eos: bool = False, **changes: Any
+) -> Path:
     """A model folder as a user would have it."""
     make_library(architecture, seed=seed, **changes).save_pretrained(str(folder))
-    make_tokenizer().save_pretrained(str(folder))
+    make_tokenizer(pad_is_eos=pad_is_eos).save_pretrained(str(folder))
     return folder
+
+
+def make_policy(architecture: str = "llama", *, seed: int = 0, **changes: Any) -> LanguageModel:
+    """A random policy with its tokenizer."""
+    return LanguageModel(make_library(architecture, seed=seed, **changes), wrap_tokenizer(make_tokenizer()))
+
+
+def copy_policy(policy: LanguageModel) -> LanguageModel:
+    """An independent policy with the same weights."""
+    return LanguageModel(copy.deepcopy(policy.library), policy.tokenizer)
+
+
+def random_sequences(lengths: Sequence[int], *, seed: int = 0) -> list[list[int]]:
+    """Sequences of ordinary words, of these lengths."""
+    generator = random.Random(seed)
+    return [[generator.randrange(4, VOCABULARY) for _ in range(length)] for length in lengths]

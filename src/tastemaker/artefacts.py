@@ -4,6 +4,9 @@ A stage writes into its own folder. `started.json` says what it is working on an
 is written last and makes the folder finished. So a folder whose manifest matches the stage's config and inputs is
 skipped, one that was interrupted is resumed, and anything else is begun anew. Hashes are taken of content, in canonical
 order; timings are left out of what is compared.
+
+A result that a stage replaces is set aside until the new one is finished. If something that was given turns out to be
+wrong before anything was written, the folder is left as it was found.
 """
 
 from __future__ import annotations
@@ -24,7 +27,7 @@ from typing import Any
 
 from tastemaker import __version__
 from tastemaker.config import to_json
-from tastemaker.errors import DataError
+from tastemaker.errors import DataError, TastemakerError
 from tastemaker.files import write_json
 
 MANIFEST = "manifest.json"
@@ -59,6 +62,9 @@ def run_stage(
     began = time.monotonic()
     try:
         work(folder)
+    except TastemakerError:
+        _put_back(folder)
+        raise
     finally:
         seconds = before + time.monotonic() - began
         if (folder / STARTED).exists():
@@ -75,6 +81,7 @@ def run_stage(
     }
     write_json(folder / MANIFEST, manifest)
     (folder / STARTED).unlink(missing_ok=True)
+    shutil.rmtree(_aside(folder), ignore_errors=True)
     return StageOutcome(folder, skipped=False, seconds=seconds)
 
 
@@ -160,11 +167,28 @@ def _seconds_spent(folder: Path, task: Mapping[str, Any]) -> float:
             for partial in folder.rglob(".*.partial"):  # what a kill left of a file being written
                 partial.unlink()
             return float(earlier.get("seconds", 0.0))
-    if folder.exists():
+    if started.exists():  # another task was interrupted here
         shutil.rmtree(folder)
-    folder.mkdir(parents=True)
+    elif folder.exists() and any(folder.iterdir()):
+        shutil.rmtree(_aside(folder), ignore_errors=True)
+        folder.rename(_aside(folder))
+    folder.mkdir(parents=True, exist_ok=True)
     write_json(started, dict(task))
     return 0.0
+
+
+def _put_back(folder: Path) -> None:
+    """Leave the folder as it was before the stage began, if the stage has written nothing yet."""
+    if any(path.name != STARTED and path.is_file() and path.stat().st_size for path in folder.rglob("*")):
+        return
+    shutil.rmtree(folder)
+    if _aside(folder).exists():
+        _aside(folder).rename(folder)
+
+
+def _aside(folder: Path) -> Path:
+    """Where a finished result waits until the one that replaces it is finished too."""
+    return folder.with_name(f".{folder.name}.before")
 
 
 def _hash_inputs(inputs: Mapping[str, Path | str]) -> dict[str, str]:

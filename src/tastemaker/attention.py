@@ -22,6 +22,9 @@ from tastemaker.packing import Packed
 
 PACKED = "tastemaker_packed"
 
+# What the library's modules pass along that changes nothing here.
+WITHOUT_EFFECT = frozenset({"position_ids", "cache_position", "use_cache", "output_attentions"})
+
 
 def packed_attention(
     module: torch.nn.Module,
@@ -33,15 +36,22 @@ def packed_attention(
     dropout: float = 0.0,
     sliding_window: int | None = None,
     packed: Packed | None = None,
-    **unused: Any,
+    is_causal: bool | None = None,
+    **others: Any,
 ) -> tuple[Tensor, None]:
     """Attention of `query` `[1, H, N, D]` over `key` and `value` `[1, G, N, D]`, each token within its own sequence.
 
     Attention dropout is not applied: it was 0 in every model since GPT-2 that fine-tunes well, and it would make
-    padding visible.
+    padding visible. What this function does not do (soft-capped scores, attention sinks, other masks) is refused, and
+    the model then runs on the library's own attention.
     """
     if packed is None:
         raise ValueError("packed_attention was called without packed=...; only tastemaker.model calls the model so")
+    refused = [name for name, value in others.items() if value is not None and name not in WITHOUT_EFFECT]
+    if refused or is_causal is False:
+        raise ValueError(f"its attention asks for {', '.join(refused) or 'no causality'}")
+    if attention_mask is not None and int(attention_mask) != sliding_window:
+        raise ValueError(f"its mask is local to {int(attention_mask)} tokens in a way that its attention is not told")
     place_ST = packed.padded_ST
     sequences, longest = place_ST.shape
     window = None if sliding_window is None or sliding_window >= longest else sliding_window
@@ -69,8 +79,9 @@ def _banded(longest: int, window: int, device: torch.device) -> Tensor:
     return (distance_TT >= 0) & (distance_TT < window)
 
 
-def _no_mask(*arguments: Any, **options: Any) -> None:
-    """The library's own mask is not needed: causality and the packing are known."""
+def _local_size(*arguments: Any, local_size: int | None = None, **options: Any) -> Tensor | None:
+    """In place of the library's mask, which is not needed: the window, for `packed_attention` to check its own."""
+    return None if local_size is None else torch.tensor(local_size)
 
 
 @contextmanager
@@ -85,4 +96,4 @@ def packed_attention_on(config: Any) -> Iterator[None]:
 
 
 AttentionInterface.register(PACKED, packed_attention)
-AttentionMaskInterface.register(PACKED, _no_mask)
+AttentionMaskInterface.register(PACKED, _local_size)

@@ -15,7 +15,7 @@ import os
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from importlib.resources import files
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +23,7 @@ import torch
 from torch import Tensor, nn
 
 from tastemaker.errors import ModelError
+from tastemaker.files import atomic_write
 from tastemaker.lora import merged_state
 from tastemaker.model import LanguageModel, RewardModel
 from tastemaker.tokenizer import Tokenizer, load_tokenizer, wrap_tokenizer
@@ -42,9 +43,12 @@ def resolve_source(source: str) -> str:
         return source
     package, _, inside = source.removeprefix(PACKAGE_SCHEME).partition("/")
     try:
-        path = Path(str(files(package).joinpath(inside)))
-    except ModuleNotFoundError as error:
-        raise ModelError(f"{source} names the Python package {package!r}, which is not installed.") from error
+        spec = find_spec(package)  # finds the package without running it
+    except ModuleNotFoundError:
+        spec = None
+    if spec is None or not spec.submodule_search_locations:
+        raise ModelError(f"{source} names the Python package {package!r}, which is not installed.")
+    path = Path(next(iter(spec.submodule_search_locations))) / inside
     if not path.exists():
         raise ModelError(f"{source} names {path}, which the package {package!r} does not bring.")
     return str(path)
@@ -53,7 +57,8 @@ def resolve_source(source: str) -> str:
 def load_policy(source: str, *, stop_texts: Sequence[str] = (), residual_dropout: float = 0.0) -> LanguageModel:
     """Load a causal language model and its tokenizer in fp32 from a folder, a `.gguf` file, `package:...` or the hub.
 
-    `residual_dropout` is applied where the architecture has it; all other dropout is off.
+    `residual_dropout` is applied where the architecture has it; all other dropout is off. The model is in evaluation
+    mode.
 
     Raises:
         ModelError: the source is not a causal language model, or its tokenizer lacks what training needs.
@@ -62,12 +67,11 @@ def load_policy(source: str, *, stop_texts: Sequence[str] = (), residual_dropout
 
     place = resolve_source(source)
     if place.endswith(".gguf"):
-        return _load_gguf(Path(place), stop_texts)
+        return _load_gguf(Path(place), stop_texts, residual_dropout)
     _check_folder(place)
     tokenizer = load_tokenizer(place, stop_texts=stop_texts)
     config = _load_config(place, residual_dropout)
-    with _quiet_library(), _as_model_error(place, "a causal language model"):
-        library = AutoModelForCausalLM.from_pretrained(place, config=config, dtype=torch.float32)
+    library = _load_whole(AutoModelForCausalLM, place, config, "a causal language model")
     _check_vocabulary(library, tokenizer, place)
     return LanguageModel(library.eval(), tokenizer)
 
@@ -90,10 +94,13 @@ def new_reward_model(source: str, *, seed: int, max_tokens: int | None = None) -
     tokenizer = load_tokenizer(place)
     config = _load_config(place, 0.0)
     config.num_labels = 1
-    with _quiet_library(), _as_model_error(place, "a model that can carry a scalar head"):
-        library = AutoModelForSequenceClassification.from_pretrained(place, config=config, dtype=torch.float32)
-    _check_head(library, place)
-    _set_pad_outside_text(library, tokenizer)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)  # the library draws what the language model has not: the head, a row for the pad id
+        what = "a model that can carry a scalar head"
+        library = _load_whole(AutoModelForSequenceClassification, place, config, what, new=("score.weight",))
+        _check_head(library, place)
+        _check_vocabulary(library, tokenizer, place)
+        _set_pad_outside_text(library, tokenizer)
     weight = library.score.weight
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
@@ -112,10 +119,11 @@ def load_reward_model(source: str) -> RewardModel:
     config = _load_config(place, 0.0)
     if config.num_labels != 1:
         raise ModelError(f"{place} has {config.num_labels} labels; a reward model has one (num_labels=1).")
-    with _quiet_library(), _as_model_error(place, "a reward model"):
-        library = AutoModelForSequenceClassification.from_pretrained(place, config=config, dtype=torch.float32)
+    library = _load_whole(AutoModelForSequenceClassification, place, config, "a reward model")
     _check_head(library, place)
-    return RewardModel(library.eval(), load_tokenizer(place))
+    tokenizer = load_tokenizer(place)
+    _check_vocabulary(library, tokenizer, place)
+    return RewardModel(library.eval(), tokenizer)
 
 
 def save_reward_model(folder: Path, model: RewardModel) -> None:
@@ -126,14 +134,8 @@ def save_reward_model(folder: Path, model: RewardModel) -> None:
 
 def save_state(path: Path, state: Mapping[str, Any]) -> None:
     """Write a training state so that a kill at any moment leaves the old one or the new one, whole."""
-    aside = path.with_name(path.name + ".aside")
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with aside.open("wb") as file:
+    with atomic_write(path, binary=True) as file:
         torch.save(dict(state), file)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(aside, path)
-    _sync_folder(path.parent)
 
 
 def load_state(path: Path) -> dict[str, Any] | None:
@@ -172,7 +174,7 @@ def _save_library(folder: Path, library: Any, tokenizer: Tokenizer, weights: Map
         tokenizer.save(aside)
 
 
-def _load_gguf(path: Path, stop_texts: Sequence[str]) -> LanguageModel:
+def _load_gguf(path: Path, stop_texts: Sequence[str], residual_dropout: float) -> LanguageModel:
     """Load a GGUF file, dequantised, as an ordinary model (the library refuses to save one that it loaded so)."""
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
@@ -189,11 +191,28 @@ def _load_gguf(path: Path, stop_texts: Sequence[str]) -> LanguageModel:
     config = loaded.config
     if hasattr(config, "quantization_config"):
         del config.quantization_config
-    _set_dropouts(config, 0.0)
+    _set_dropouts(config, residual_dropout)
     library = AutoModelForCausalLM.from_config(config).to(torch.float32)
     library.load_state_dict(loaded.state_dict())
     library.generation_config = loaded.generation_config
-    return LanguageModel(library.eval(), wrap_tokenizer(tokenizer, source=str(path), stop_texts=stop_texts))
+    wrapped = wrap_tokenizer(tokenizer, source=str(path), stop_texts=stop_texts)
+    _check_vocabulary(library, wrapped, str(path))
+    return LanguageModel(library.eval(), wrapped)
+
+
+def _load_whole(auto_class: Any, place: str, config: Any, what: str, *, new: Sequence[str] = ()) -> Any:
+    """A library model whose weights, but for the `new` ones, are in the folder; the library would draw others."""
+    with _quiet_library(), _as_model_error(place, what):
+        library, report = auto_class.from_pretrained(
+            place, config=config, dtype=torch.float32, output_loading_info=True
+        )
+    missing = sorted(set(report["missing_keys"]) - set(new))
+    if missing:
+        raise ModelError(
+            f"{place} is not {what}: it has no weights for {', '.join(missing[:3])}. "
+            "Give the folder of a model that was trained as one."
+        )
+    return library
 
 
 def _load_config(place: str, residual_dropout: float) -> Any:
@@ -248,8 +267,9 @@ def _check_head(library: Any, place: str) -> None:
 
 
 def _set_pad_outside_text(library: Any, tokenizer: Tokenizer) -> None:
-    pad, specials = tokenizer.library.pad_token_id, {*tokenizer.stop_ids, tokenizer.library.bos_token_id}
-    if pad is None or pad in specials:
+    text = tokenizer.library
+    pad, occurring = text.pad_token_id, {*tokenizer.stop_ids, text.bos_token_id, text.unk_token_id}
+    if pad is None or pad in occurring:
         pad = library.get_input_embeddings().weight.shape[0]
         library.resize_token_embeddings(pad + 1, mean_resizing=False)
     library.config.pad_token_id = pad
@@ -270,13 +290,15 @@ def _quiet_library() -> Iterator[None]:
     """The library reports a new head and prints bars; both are expected here."""
     from transformers.utils import logging as library_logging
 
-    level = library_logging.get_verbosity()
+    level, bars = library_logging.get_verbosity(), library_logging.is_progress_bar_enabled()
     library_logging.set_verbosity_error()
     library_logging.disable_progress_bar()
     try:
         yield
     finally:
         library_logging.set_verbosity(level)
+        if bars:
+            library_logging.enable_progress_bar()
 
 
 def _sync_file(path: Path) -> None:

@@ -67,6 +67,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         kind = "waiting" if error.exit_code == 3 else "error"
         print(f"{kind}: {error}", file=sys.stderr)
         return error.exit_code
+    except SystemExit as exit_:  # a parser has printed its help
+        return int(exit_.code or 0)
     except KeyboardInterrupt:
         print("interrupted; the same command continues where it stopped", file=sys.stderr)
         return 130

@@ -6,13 +6,14 @@ merged in and load like any other.
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from tastemaker.errors import ModelError
 
@@ -40,9 +41,21 @@ def add_adapters(library: Any, config: LoraConfig, *, seed: int) -> None:
         lora_dropout=0.0,
         target_modules=None if config.targets is None else list(config.targets),
     )
-    with torch.random.fork_rng(devices=[]):
+    with torch.random.fork_rng(devices=[]), warnings.catch_warnings():
         torch.manual_seed(seed)
-        peft.inject_adapter_in_model(settings, library, adapter_name=ADAPTER)
+        warnings.filterwarnings("ignore", message="fan_in_fan_out")  # peft finds GPT-2's transposed layers by itself
+        try:
+            peft.inject_adapter_in_model(settings, library, adapter_name=ADAPTER)
+        except ValueError as error:
+            names = sorted({name.rpartition(".")[2] for name, part in library.named_modules() if _is_linear(part)})
+            raise ModelError(
+                f"adapters cannot be added to {library.config.model_type}: {error} Set lora.targets to some of "
+                f"{', '.join(names)}."
+            ) from error
+
+
+def _is_linear(module: Any) -> bool:
+    return isinstance(module, nn.Linear) or type(module).__name__ == "Conv1D"  # GPT-2's transposed linear layer
 
 
 @contextmanager

@@ -3,7 +3,7 @@
 Dimensions in names: B rollouts (or pairs), T response tokens, K responses of one prompt, R raters. A `mask` is True
 where a token counts. Every sum over tokens is divided by a denominator that the caller passes in, counted over the
 whole optimizer step, so that micro-batches and devices do not change a gradient. What stands at a masked place, even a
-NaN, has no influence on a value or a gradient.
+NaN, has no influence on a value or a gradient. Shapes that would broadcast are refused.
 
 Sources: Ouyang et al. 2022, arXiv 2203.02155 (Eq. 1 and 2); Schulman et al. 2017, arXiv 1707.06347 (PPO) and 2016,
 arXiv 1506.02438 (GAE); Ziegler et al. 2019, arXiv 1909.08593, and its code (whitening, value clipping, adaptive KL);
@@ -24,6 +24,7 @@ WHITENING_EPSILON = 1e-8  # as in the code of Ziegler et al.
 
 def sft_loss(logprob_BT: Tensor, mask_BT: Tensor, *, num_tokens: float) -> Tensor:
     """Negative log-likelihood of the demonstrations' response tokens (section 3.5), a mean over `num_tokens`."""
+    _check_alike(mask_BT, logprob_BT=logprob_BT)
     return -_masked(logprob_BT, mask_BT).sum() / num_tokens
 
 
@@ -51,13 +52,19 @@ def ranking_loss(
     num_responses = score_K.shape[0]
     if rank_K is None:
         rank_K = torch.arange(num_responses, device=score_K.device)
+    if rank_K.ndim not in (1, 2) or rank_K.shape[-1] != num_responses:
+        raise ValueError(
+            f"rank_K has shape {tuple(rank_K.shape)}; expected [K] or [R, K] with the K = {num_responses} of score_K."
+        )
     rank_RK = rank_K.reshape(-1, num_responses)
     better_RKK = rank_RK[:, :, None] < rank_RK[:, None, :]
     loss_KK = -logsigmoid(score_K[:, None] - score_K[None, :])
     if normalize == "pairs":
         num_pairs = int(better_RKK.sum())
-    else:
+    elif normalize == "all":
         num_pairs = rank_RK.shape[0] * num_responses * (num_responses - 1) // 2
+    else:
+        raise ValueError(f"normalize is {normalize!r}; it must be 'pairs' or 'all'.")
     return (loss_KK * better_RKK.sum(0)).sum() / max(num_pairs, 1)
 
 
@@ -69,6 +76,11 @@ def shaped_rewards(
     The KL term is the estimator k1; inside the reward its gradient is the true one. The score is added once, at the
     last True of each row's mask; a row without any has no reward.
     """
+    _check_alike(mask_BT, logprob_BT=logprob_BT, ref_logprob_BT=ref_logprob_BT)
+    if score_B.shape != mask_BT.shape[:1]:
+        raise ValueError(
+            f"score_B has shape {tuple(score_B.shape)}; expected one score for each of {mask_BT.shape[0]} rows."
+        )
     reward_BT = -kl_coef * _masked(logprob_BT - ref_logprob_BT, mask_BT)
     is_last_BT = mask_BT & (mask_BT.flip(1).cumsum(1).flip(1) == 1)
     return reward_BT + _masked(score_B[:, None].expand_as(reward_BT), is_last_BT)
@@ -80,7 +92,8 @@ def gae(reward_BT: Tensor, value_BT: Tensor, mask_BT: Tensor, *, gamma: float, l
     The value after a row's last token is 0: an episode ends there, cut off or not (what a cut-off response deserves is
     said in its score). Masked places inside a row are skipped, as though the row had been written without them.
     """
-    next_value_B = torch.zeros_like(reward_BT[:, 0])
+    _check_alike(mask_BT, reward_BT=reward_BT, value_BT=value_BT)
+    next_value_B = reward_BT.new_zeros(reward_BT.shape[0])
     next_advantage_B = torch.zeros_like(next_value_B)
     advantage_BT = torch.zeros_like(reward_BT)
     for t in reversed(range(reward_BT.shape[1])):
@@ -99,10 +112,12 @@ def whiten(x_BT: Tensor, mask_BT: Tensor, *, shift_mean: bool = True) -> Tensor:
     Population variance, as in the code of Ziegler et al. Called once per rollout on the whole batch, before minibatches
     are drawn: a minibatch's own mean would make the gradient depend on the minibatch's size.
     """
+    _check_alike(mask_BT, x_BT=x_BT)
     count = mask_BT.sum().clamp(min=1)
     mean = _masked(x_BT, mask_BT).sum() / count
-    variance = _masked((x_BT - mean) ** 2, mask_BT).sum() / count
-    whitened_BT = (x_BT - mean) * torch.rsqrt(variance + WHITENING_EPSILON)
+    centred_BT = _masked(x_BT - mean, mask_BT)
+    variance = (centred_BT**2).sum() / count
+    whitened_BT = centred_BT * torch.rsqrt(variance + WHITENING_EPSILON)
     return _masked(whitened_BT if shift_mean else whitened_BT + mean, mask_BT)
 
 
@@ -116,6 +131,7 @@ def policy_loss(
     num_tokens: float,
 ) -> Tensor:
     """PPO's clipped surrogate (arXiv 1707.06347, Eq. 7) as a loss: the mean of -min(A r, A clip(r, 1 - c, 1 + c))."""
+    _check_alike(mask_BT, logprob_BT=logprob_BT, old_logprob_BT=old_logprob_BT, advantage_BT=advantage_BT)
     ratio_BT = torch.exp(_masked(logprob_BT - old_logprob_BT, mask_BT))
     clipped_BT = ratio_BT.clamp(1 - clip, 1 + clip)
     surrogate_BT = torch.minimum(advantage_BT * ratio_BT, advantage_BT * clipped_BT)
@@ -126,6 +142,7 @@ def value_loss(
     value_BT: Tensor, old_value_BT: Tensor, return_BT: Tensor, mask_BT: Tensor, *, clip: float, num_tokens: float
 ) -> Tensor:
     """Half the squared error to the return, the larger of the error of V and of V clipped to within `clip` of old V."""
+    _check_alike(mask_BT, value_BT=value_BT, old_value_BT=old_value_BT, return_BT=return_BT)
     clipped_BT = old_value_BT + (value_BT - old_value_BT).clamp(-clip, clip)
     error_BT = _masked(value_BT - return_BT, mask_BT)
     clipped_error_BT = _masked(clipped_BT - return_BT, mask_BT)
@@ -147,6 +164,11 @@ def dpo_loss(
     margin, "sigmoid" is -(1 - e) log sigmoid(beta h) - e log sigmoid(-beta h) for label smoothing e (conservative DPO),
     and "ipo" is (h - 1 / (2 beta))^2.
     """
+    if policy_margin_B.shape != ref_margin_B.shape:
+        raise ValueError(
+            f"policy_margin_B has shape {tuple(policy_margin_B.shape)}, ref_margin_B {tuple(ref_margin_B.shape)}; "
+            "give one of each for a pair."
+        )
     h_B = policy_margin_B - ref_margin_B
     if variant == "sigmoid":
         loss_B = -(1 - label_smoothing) * logsigmoid(beta * h_B) - label_smoothing * logsigmoid(-beta * h_B)
@@ -168,6 +190,7 @@ def kl_estimate(
     to differentiate, only k2 has the true gradient: k1's is 0 in expectation and k3's is biased, which is why the
     penalty belongs in the reward.
     """
+    _check_alike(mask_BT, logprob_BT=logprob_BT, ref_logprob_BT=ref_logprob_BT)
     d_BT = _masked(logprob_BT - ref_logprob_BT, mask_BT)
     if estimator == "k1":
         return d_BT
@@ -190,3 +213,12 @@ def adaptive_kl_coef(kl_coef: float, kl: float, *, target: float, horizon: float
 def _masked(x: Tensor, mask: Tensor) -> Tensor:
     """`x` where the mask is True and 0 elsewhere; unlike a product, it lets no NaN through."""
     return torch.where(mask, x, torch.zeros((), dtype=x.dtype, device=x.device))
+
+
+def _check_alike(mask: Tensor, **named: Tensor) -> None:
+    """Refuse a mask that is not boolean and tensors of other shapes than the mask's: broadcasting would hide a slip."""
+    if mask.dtype != torch.bool:
+        raise ValueError(f"the mask has dtype {mask.dtype}; give booleans, True where a token counts.")
+    for name, tensor in named.items():
+        if tensor.shape != mask.shape:
+            raise ValueError(f"{name} has shape {tuple(tensor.shape)}, the mask {tuple(mask.shape)}; make them equal.")

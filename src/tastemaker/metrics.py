@@ -7,6 +7,7 @@ metric has a unit and a meaning, and the documentation is made of this table.
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -30,7 +31,6 @@ METRICS: Mapping[str, Metric] = {
     "learning_rate": Metric("1", "learning rate of the step"),
     "epoch": Metric("epochs", "passes over the data so far"),
     "seconds": Metric("s", "wall time of the step"),
-    "tokens_per_second": Metric("tokens/s", "tokens trained on, per second of the step"),
     "validation_loss": Metric("nats", "loss on held-out data"),
     "heldout_text_loss": Metric("nats/token", "loss on held-out pretraining text; its rise is the alignment tax"),
     "ptx_loss": Metric("nats/token", "loss on the pretraining text mixed in, before gamma"),
@@ -43,7 +43,7 @@ METRICS: Mapping[str, Metric] = {
     "reward": Metric("1", "mean over responses of the summed reward, the KL penalty and others in it"),
     "kl": Metric("nats/response", "estimate k1 of KL(policy || reference), summed over a response"),
     "kl_coef": Metric("1", "coefficient of the KL penalty in force"),
-    "entropy": Metric("nats/token", "mean entropy of the policy at the response's tokens"),
+    "entropy": Metric("nats/token", "entropy of the policy, estimated by the mean of -log p over the sampled tokens"),
     "response_tokens": Metric("tokens", "mean length of the responses, the end token included"),
     "truncated_rate": Metric("share", "responses cut off at the length limit"),
     "policy_loss": Metric("1", "PPO's clipped surrogate, mean over response tokens"),
@@ -52,7 +52,7 @@ METRICS: Mapping[str, Metric] = {
     "clip_fraction": Metric("share", "tokens whose ratio left the clip range"),
     "approx_kl": Metric("nats/token", "half the mean squared change of log-prob since the rollout"),
     "ratio_mean": Metric("1", "mean of new over old probability"),
-    "ratio_max": Metric("1", "largest of new over old probability"),
+    "ratio_max": Metric("1", "largest of new over old probability in the iteration"),
     "sampler_mismatch": Metric("nats/token", "mean absolute difference of sampler and trainer log-probs"),
     "value_learning_rate": Metric("1", "learning rate of the value function's step"),
     "value_grad_norm": Metric("1", "global norm of the value function's gradient before clipping"),
@@ -77,6 +77,9 @@ class MetricsWriter:
         undeclared = [name for name in values if name not in METRICS]
         if undeclared:
             raise TrainingError(f"metrics {', '.join(undeclared)} are not declared in tastemaker.metrics")
+        for name, value in values.items():
+            if not math.isfinite(value):
+                raise TrainingError(f"the metric {name} is {value} at step {step}; training cannot go on from there.")
         row = {"step": step} | {name: float(value) for name, value in values.items()}
         with self.path.open("a", encoding="utf-8") as file:
             file.write(json.dumps(row) + "\n")

@@ -14,7 +14,8 @@ Dimensions in names: N packed tokens, S sequences, M selected places, D hidden s
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -29,7 +30,7 @@ from tastemaker.tokenizer import Tokenizer
 
 log = logging.getLogger(__name__)
 
-PROBE_TOLERANCE = 1e-3  # logits of a probe in fp32; a wrong mask or scale is off by far more
+PROBE_TOLERANCE = 1e-4  # of the largest value of a probe in fp32; a wrong mask or scale is off by far more
 LOGITS_PER_CHUNK = 2**24  # 64 MiB of fp32 logits at a time
 
 
@@ -68,6 +69,7 @@ class LanguageModel(nn.Module):
         self.library = library
         self.tokenizer = tokenizer
         self.trunk, self.linear_head = _choose_path(library)
+        self.train(library.training)
 
     @property
     def device(self) -> torch.device:
@@ -104,17 +106,16 @@ class LanguageModel(nn.Module):
             hidden_MD = self._library_logits(packed, source_M)
             size, logits_of = hidden_MD.shape[0], nn.Identity()
         rows = max(1, LOGITS_PER_CHUNK // self.tokenizer.vocabulary)
-        parts = []
-        for start in range(0, size, rows):
+        parts = list[tuple[Tensor, Tensor | None]]()
+        for start in range(0, max(size, 1), rows):
             arguments = (logits_of, hidden_MD[start : start + rows], target_M[start : start + rows])
             options = (self.tokenizer.vocabulary, temperature, entropy)
             if size > rows and torch.is_grad_enabled():
                 parts.append(checkpoint(_predict_chunk, *arguments, *options, use_reentrant=False))
             else:
                 parts.append(_predict_chunk(*arguments, *options))
-        logprob_M = torch.cat([part[0] for part in parts]) if parts else target_M.new_zeros(0, dtype=torch.float32)
-        entropy_M = torch.cat([part[1] for part in parts]) if entropy and parts else None
-        return Predictions(logprob_M, entropy_M)
+        entropies = [entropy_M for _, entropy_M in parts if entropy_M is not None]
+        return Predictions(torch.cat([logprob_M for logprob_M, _ in parts]), torch.cat(entropies) if entropy else None)
 
     def _library_logits(self, packed: Packed, source_M: Tensor) -> Tensor:
         if self.trunk.padded:
@@ -141,6 +142,7 @@ class RewardModel(nn.Module):
         self.trunk = _choose_trunk(library)
         self.register_buffer("offset", torch.tensor(float(getattr(library.config, "reward_offset", 0.0))))
         self.offset: Tensor
+        self.train(library.training)
 
     @property
     def device(self) -> torch.device:
@@ -166,14 +168,14 @@ class RewardModel(nn.Module):
 
 def _predict_chunk(
     logits_of: nn.Module, hidden_MD: Tensor, target_M: Tensor, vocabulary: int, temperature: float, entropy: bool
-) -> tuple[Tensor, Tensor]:
+) -> tuple[Tensor, Tensor | None]:
     logits_MV = logits_of(hidden_MD)[:, :vocabulary].float()
     if temperature != 1.0:
         logits_MV = logits_MV / temperature
     normalizer_M = logits_MV.logsumexp(1)
     logprob_M = logits_MV.gather(1, target_M[:, None])[:, 0] - normalizer_M
     if not entropy:
-        return logprob_M, logprob_M.detach()
+        return logprob_M, None
     with torch.no_grad():
         logprob_MV = logits_MV - normalizer_M[:, None]
         entropy_M = -(logprob_MV.exp() * logprob_MV).sum(1)
@@ -184,10 +186,12 @@ def _choose_path(library: Any) -> tuple[Trunk, bool]:
     """The trunk for a causal model, and whether its head is just the output embedding (no soft cap, no scale)."""
     trunk = _choose_trunk(library)
     packed = _probe(library)
-    with torch.no_grad():
+    with _evaluating(library):
         ours = library.get_output_embeddings()(trunk.hidden(packed))
         whole = library(**_padded_inputs(packed), use_cache=False).logits.flatten(0, 1)
-    linear = bool((ours - whole.index_select(0, packed.flat_N)).abs().max() <= PROBE_TOLERANCE)
+    # A soft cap is nearly linear on the small logits of an untrained model, so it is asked for by name.
+    capped = getattr(library.config.get_text_config(), "final_logit_softcapping", None) is not None
+    linear = not capped and _difference(ours, whole.index_select(0, packed.flat_N)) <= PROBE_TOLERANCE
     if not linear:
         log.info("%s changes its logits after the output embedding; all logits are computed", library.config.model_type)
     return trunk, linear
@@ -195,24 +199,38 @@ def _choose_path(library: Any) -> tuple[Trunk, bool]:
 
 def _choose_trunk(library: Any) -> Trunk:
     """Packed where that gives the same hidden states as the library run on each sequence alone, else padded."""
-    was_training = library.training
-    library.eval()
     packed = _probe(library)
     try:
-        with torch.no_grad():
+        with _evaluating(library):
             parts = torch.split(packed.id_N, list(packed.lengths))
             alone = [library.base_model(input_ids=ids[None], use_cache=False).last_hidden_state[0] for ids in parts]
             together = Trunk(library).hidden(packed)
-        difference = float((torch.cat(alone) - together).abs().max())
+        difference = _difference(together, torch.cat(alone))
     except (ValueError, TypeError, RuntimeError, KeyError, AttributeError) as error:
-        difference, reason = float("inf"), str(error).splitlines()[0]
+        difference, reason = float("inf"), next(iter(str(error).splitlines()), type(error).__name__)
     else:
-        reason = f"hidden states differ by {difference:.1e}"
-    library.train(was_training)
+        reason = f"hidden states differ by {difference:.1e} of the largest"
     if difference <= PROBE_TOLERANCE:
         return Trunk(library)
     log.warning("%s does not run packed (%s); using the library's own attention", library.config.model_type, reason)
     return Trunk(library, padded=True)
+
+
+@contextmanager
+def _evaluating(library: Any) -> Iterator[None]:
+    """Evaluation mode without gradients, within the block."""
+    was_training = library.training
+    library.eval()
+    try:
+        with torch.no_grad():
+            yield
+    finally:
+        library.train(was_training)
+
+
+def _difference(ours: Tensor, theirs: Tensor) -> float:
+    """The largest difference, as a share of the largest value."""
+    return float((ours - theirs).abs().max() / theirs.abs().max().clamp(min=1e-9))
 
 
 def _probe(library: Any) -> Packed:
@@ -260,4 +278,4 @@ def check_fits(lengths: Sequence[int], context: int, *, what: str) -> None:
 
 def count_parameters(module: nn.Module) -> int:
     """Parameters, each shared tensor once."""
-    return sum(parameter.numel() for parameter in {id(p): p for p in module.parameters()}.values())
+    return sum(parameter.numel() for parameter in module.parameters())

@@ -82,7 +82,10 @@ def response_sources(prompt_lengths: Sequence[int], response_lengths: Sequence[i
 def pad_rows(value_M: Tensor, counts: Sequence[int], *, width: int | None = None) -> tuple[Tensor, Tensor]:
     """Spread values that lie end to end (`counts[b]` of row b) over rows: `(value_BT, mask_BT)`, zeros to the right."""
     count_B = torch.tensor(list(counts), device=value_M.device)
-    width = int(count_B.max()) if width is None else width
+    longest = max(counts)
+    width = longest if width is None else width
+    if longest > width:
+        raise ValueError(f"a row of {longest} values does not fit into the width {width}; give at least {longest}.")
     mask_BT = torch.arange(width, device=value_M.device) < count_B[:, None]
     value_BT = value_M.new_zeros(mask_BT.shape)
     value_BT[mask_BT] = value_M

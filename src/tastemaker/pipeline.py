@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from tastemaker import preflight
 from tastemaker.config import to_json
 from tastemaker.console import say
 from tastemaker.files import write_json
@@ -25,6 +26,7 @@ def run(recipe: Recipe, out: Path) -> Path:
     Raises:
         AnswersMissing: people have to answer queued tasks first; run again afterwards.
     """
+    preflight.check(recipe)
     with Round(recipe, out) as round_:
         round_.prompts()
         round_.demonstrations()

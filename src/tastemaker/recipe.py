@@ -7,9 +7,12 @@ function `module:function(seed)` that returns records.
 
 from __future__ import annotations
 
+import re
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Literal
 
+from tastemaker.config import nearest
 from tastemaker.errors import ConfigError
 from tastemaker.stages.comparisons import ComparisonsConfig
 from tastemaker.stages.demonstrations import DemonstrationsConfig
@@ -19,6 +22,8 @@ from tastemaker.stages.ppo import PpoConfig
 from tastemaker.stages.prompts import PromptsConfig
 from tastemaker.stages.reward import RewardConfig
 from tastemaker.stages.sft import SftConfig
+
+VARIANT_NAME = re.compile(r"\w[\w.-]*")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -86,13 +91,91 @@ class Recipe:
     evaluation: EvaluationConfig | None = None
 
     def __post_init__(self) -> None:
+        """Everything that one section says of another is checked before any work: a run may take days."""
         if self.raters == "simulated" and self.simulation is None:
             raise ConfigError('raters = "simulated" needs a [simulation] section that says who they are.')
+        for name in (*self.sft, *self.reward, *self.policy):
+            if not VARIANT_NAME.fullmatch(name):
+                raise ConfigError(f"a variant is called {name!r}; names are folders: letters, digits, '-', '_', '.'.")
+        self._check_variants()
+        self._check_text()
+        if self.evaluation is not None:
+            self._check_evaluation(self.evaluation)
+
+    def _check_variants(self) -> None:
+        for name, reward in self.reward.items():
+            _require(reward.init, self.sft, f"reward.{name}: init", "SFT")
         for name, policy in self.policy.items():
-            if policy.init not in self.sft:
-                raise ConfigError(f"policy.{name}: init {policy.init!r} is no SFT variant of this recipe.")
-            if isinstance(policy, PpoConfig) and policy.reward not in self.reward and ":" not in policy.reward:
-                raise ConfigError(f"policy.{name}: reward {policy.reward!r} is no reward variant of this recipe.")
-        for name, reward in self.selection.items():
-            if name not in self.sft or reward not in self.reward:
-                raise ConfigError(f"selection: {name} = {reward!r} must name an SFT and a reward variant.")
+            _require(policy.init, self.sft, f"policy.{name}: init", "SFT")
+            if isinstance(policy, PpoConfig) and ":" not in policy.reward:
+                _require(policy.reward, self.reward, f"policy.{name}: reward", "reward")
+        for name, judge in self.selection.items():
+            _require(name, self.sft, "selection", "SFT")
+            _require(judge, self.reward, f"selection: {name}", "reward")
+        if self.comparisons is None:
+            needy = [f"reward.{name}" for name in self.reward]
+            needy += [f"policy.{name}" for name, policy in self.policy.items() if isinstance(policy, DpoConfig)]
+            if needy:
+                raise ConfigError(f"{', '.join(needy)} learns from rankings; give a [comparisons] section.")
+        else:
+            for source in self.comparisons.sources:
+                self._check_model(source, "comparisons: sources")
+
+    def _check_text(self) -> None:
+        if self.text is not None:
+            return
+        needy = [f"sft.{name}: pretraining_mix" for name, config in self.sft.items() if config.pretraining_mix]
+        needy += [
+            f"policy.{name}: ptx_coef"
+            for name, config in self.policy.items()
+            if isinstance(config, PpoConfig) and config.ptx_coef
+        ]
+        if needy:
+            raise ConfigError(f"{', '.join(needy)} needs pretraining text; give a [text] section.")
+
+    def _check_evaluation(self, evaluation: EvaluationConfig) -> None:
+        for name, contestant in evaluation.contestants.items():
+            for model in (contestant.model, contestant.reference):
+                if model is not None:
+                    self._check_model(model, f"evaluation.contestants.{name}")
+            if (contestant.best_of or contestant.few_shot) and not self.reward:
+                raise ConfigError(f"evaluation.contestants.{name}: best_of and few_shot choose by a reward model.")
+        if evaluation.judge_reward is not None:
+            _require(evaluation.judge_reward, self.reward, "evaluation: judge_reward", "reward")
+        for claim in evaluation.claims:
+            for check in claim.checks:
+                if check.measure.startswith("reward_"):
+                    for variant in (check.a, check.b):
+                        if variant is not None:
+                            _require(variant, self.reward, f"claim {claim.id}", "reward")
+                if check.measure.startswith("text_loss_") and self.text is None:
+                    raise ConfigError(f"claim {claim.id}: {check.measure} needs text; give a [text] section.")
+
+    def _check_model(self, model: str, where: str) -> None:
+        """A name such as "sft/NAME" must be of a variant of this recipe; anything else is a model source."""
+        kind, _, variant = model.partition("/")
+        variant, _, which = variant.partition(":")
+        if kind == "sft":
+            _require(variant, self.sft, where, "SFT")
+        if kind == "policy":
+            _require(variant, self.policy, where, "policy")
+            if which and not _keeps(self.policy[variant], which):
+                raise ConfigError(
+                    f"{where}: {model!r} is not kept. PPO keeps its average as policy/NAME:ema, and with keep_every "
+                    "the models of those iterations, as policy/NAME:40."
+                )
+
+
+def _require(name: str, known: Iterable[str], where: str, what: str) -> None:
+    known = list(known)
+    if name not in known:
+        hint = nearest(name, known) if known else f"It has no {what} variants."
+        raise ConfigError(f"{where}: {name!r} is no {what} variant of this recipe. {hint}")
+
+
+def _keeps(policy: PpoConfig | DpoConfig, which: str) -> bool:
+    if not isinstance(policy, PpoConfig):
+        return False
+    if which.isdigit() and policy.keep_every is not None:
+        return 1 <= int(which) <= policy.iterations and int(which) % policy.keep_every == 0
+    return which == "ema"

@@ -7,6 +7,7 @@ other prompts are sampled beside it.
 from __future__ import annotations
 
 import hashlib
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
@@ -25,6 +26,16 @@ class DecodingConfig:
     greedy: bool = False
     batch_tokens: int = 16384
     """Tokens of prompt and response that are decoded together."""
+
+    def __post_init__(self) -> None:
+        if self.max_new_tokens < 1 or self.batch_tokens < 1:
+            raise ConfigError(
+                f"max_new_tokens is {self.max_new_tokens}, batch_tokens {self.batch_tokens}; both must be at least 1."
+            )
+        if not 0 < self.temperature < math.inf:
+            raise ConfigError(
+                f"temperature is {self.temperature}; it must be above 0. For the likeliest token set greedy = true."
+            )
 
     @property
     def name(self) -> str:
@@ -89,7 +100,7 @@ def sample_rollouts(
             raise ConfigError("some prompts begin with the beginning-of-text token and some do not")
         opens = bool(ids) and ids[0][0] == bos
         ids = [row[1:] for row in ids] if opens else ids
-        prefix_ids = ([bos] if opens else []) + policy.tokenizer.text_ids(prefix)[int(opens) : -1]
+        prefix_ids = ([bos] if opens else []) + policy.tokenizer.response_ids(prefix, finished=False)
     generator = Generator(
         policy.library, vocabulary=policy.tokenizer.vocabulary, max_batch_tokens=decoding.batch_tokens
     )

@@ -189,7 +189,9 @@ class Round:
         config = self.recipe.reward[variant]
         init = self._folder(f"3-sft/{config.init}") / "model"
         comparisons_folder = self._folder("4-comparisons")
-        names = ("train", "validation", "held-out")
+        names = ["train", "validation", "held-out"]
+        if self.recipe.comparisons is not None and self.recipe.comparisons.source is not None:
+            names.append("test")  # rankings that exist already: those of test prompts measure the accuracy
         inputs: dict[str, Path | str] = {name: comparisons_folder / f"{name}.jsonl" for name in names}
         inputs |= {"init": init, "demonstrations": self.file("2-demonstrations/train.jsonl"), "seed": self.seed}
 
@@ -200,7 +202,7 @@ class Round:
                 config=config,
                 init=str(init),
                 rankings=rows["train"],
-                validation=rows["validation"],
+                validation=rows.get("test") or rows["validation"],
                 held_out_raters=rows["held-out"],
                 demonstrations=read_demonstrations(self.file("2-demonstrations/train.jsonl")),
                 device=self.device,
@@ -332,7 +334,10 @@ class Round:
         return load_policy(source, stop_texts=stop_texts).to(self.device)
 
     def model_folder(self, name: str, *, selected: bool = True) -> Path:
-        """The folder of a variant's model: "sft/NAME", "reward/NAME", "policy/NAME" or "policy/NAME:ema"."""
+        """The folder of a variant's model: "sft/NAME", "reward/NAME", "policy/NAME", "policy/NAME:ema".
+
+        "policy/NAME:40" is the model kept after iteration 40 (`keep_every`).
+        """
         kind, _, variant = name.partition("/")
         variant, _, which = variant.partition(":")
         places = {"sft": "3-sft", "reward": "5-reward", "policy": "6-policy"}
@@ -340,7 +345,10 @@ class Round:
             raise ConfigError(f"{name!r} names no variant; write sft/NAME, reward/NAME or policy/NAME.")
         if kind == "sft" and selected and variant in self.recipe.selection:
             variant = f"{variant}-selected"
-        return self._folder(f"{places[kind]}/{variant}") / ("model" if not which else f"model-{which}")
+        folder = self._folder(f"{places[kind]}/{variant}")
+        if which.isdigit():
+            return folder / "iterations" / f"{int(which):04d}"
+        return folder / (f"model-{which}" if which else "model")
 
     def _reward_folder(self, name: str) -> Path | None:
         return self.model_folder(f"reward/{name}") if name in self.recipe.reward else None

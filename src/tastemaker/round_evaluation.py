@@ -34,6 +34,7 @@ from tastemaker.stages.evaluation import (
 )
 from tastemaker.stages.evaluation.contestants import respond
 from tastemaker.stages.evaluation.judging import rate
+from tastemaker.stages.ppo import PpoConfig
 
 if TYPE_CHECKING:
     from tastemaker.round import Round
@@ -106,11 +107,13 @@ class _Evaluation:
             proxy=self._scores(responses, self.scorer),
             gold=self._scores(responses, self._gold()),
             reward={name: read_json(self._reward_results(name)) for name in self.round.recipe.reward},
+            reward_pairs={name: self._reward_pairs(name) for name in self.round.recipe.reward},
         )
         found = tabulate(tables)
         for name, row in found["models"].items():
             row |= about[name]
         claims = judge_claims(self.config.claims, tables)
+        found["over_optimization"] = self._over_optimization(found["models"])
         write_json(folder / "results.json", {**found, "claims": claims})
         write_json(folder / "few-shot.json", contests)
         write_lines(folder / "comparisons.jsonl", map(_judged_row, judged))
@@ -177,7 +180,7 @@ class _Evaluation:
     def _text_losses(self, policy: LanguageModel) -> list[float]:
         limit = min(MAX_TEXT_TOKENS, policy.context)
         losses = []
-        for text in self.round.held_out_text:
+        for text in self.round.held_out_text[: self.config.heldout_texts]:
             pieces = encode_texts([text], policy.tokenizer, max_tokens=limit)
             losses.append(text_loss(policy, pieces, budget=TEXT_BUDGET))
         return losses
@@ -228,6 +231,22 @@ class _Evaluation:
 
     def _reward_results(self, name: str) -> Path:
         return self.round.file(f"5-reward/{name}/results.json")
+
+    def _reward_pairs(self, name: str) -> list[dict[str, Any]]:
+        path = self.round.file(f"5-reward/{name}/pairs.jsonl")
+        return [json.loads(line) for line in path.read_text("utf-8").splitlines()] if path.exists() else []
+
+    def _over_optimization(self, models: Mapping[str, Mapping[str, Any]]) -> list[dict[str, Any]]:
+        """KL against proxy and gold score, a row for every PPO policy that was evaluated."""
+        rows = []
+        for name, contestant in self.config.contestants.items():
+            variant = contestant.model.removeprefix("policy/").partition(":")[0]
+            policy = self.round.recipe.policy.get(variant)
+            model = models[name]
+            if isinstance(policy, PpoConfig) and model["kl"] is not None and "gold" in model:
+                scores = {"proxy": model["proxy_score"], "gold": model["gold"]}
+                rows.append({"policy": name, "beta": policy.kl_coef, "kl": max(0.0, model["kl"]), **scores})
+        return rows
 
     def _response_rows(self, responses: Responses) -> Iterable[dict[str, Any]]:
         for (name, decoding), sampled in responses.items():

@@ -75,7 +75,10 @@ class FunctionScorer:
             for prompt, response in zip(prompts, responses, strict=True)
         ]
         texts = [response.text for response in responses]
-        scores = [float(score) for score in self.function([p.messages for p in prompts], texts, list(records))]
+        try:
+            scores = [float(score) for score in self.function([p.messages for p in prompts], texts, list(records))]
+        except Exception as error:  # a function of the user's own may raise anything
+            raise TrainingError(f"{self.name} failed with {type(error).__name__}: {error}") from error
         if len(scores) != len(responses):
             raise TrainingError(
                 f"{self.name} returned {len(scores)} scores for {len(responses)} responses; return one for each."

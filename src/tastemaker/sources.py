@@ -44,7 +44,7 @@ def load_reporting(source: str, read: Callable[..., list[Record]], kind: type[Re
 
 
 def fingerprint(source: str | None) -> Path | str:
-    """What a stage's manifest remembers of a source: a file's content, or the name of anything else."""
+    """What a stage's manifest remembers of a source: the content of a file or folder, the name of anything else."""
     if source is None:
         return "none"
-    return Path(source) if Path(source).is_file() else source
+    return Path(source) if Path(source).exists() else source

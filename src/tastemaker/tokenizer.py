@@ -16,27 +16,30 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from jinja2 import TemplateError
+
 from tastemaker.errors import ModelError
 from tastemaker.records import Message, Messages
 
+# A newline after a block's end would be swallowed (the library sets trim_blocks), so the blank line is an expression.
 CHAT_TEMPLATES: Mapping[str, str] = {
     "plain": (
         "{{ bos_token or '' }}{% for message in messages %}"
         "{{ message['role'] | capitalize }}:\n{{ message['content'] }}"
-        "{% if message['role'] == 'assistant' %}{{ eos_token }}{% endif %}\n\n"
+        "{% if message['role'] == 'assistant' %}{{ eos_token }}{% endif %}{{ '\\n\\n' }}"
         "{% endfor %}{% if add_generation_prompt %}Assistant:\n{% endif %}"
     ),
 }
 DEFAULT_CHAT_TEMPLATE = "plain"
 
-# Private-use characters that stand for message contents while the template is rendered.
+# Private-use characters around the number of a message whose content must not be read as control tokens.
 _OPEN, _CLOSE = "\ue000", "\ue001"
 _PLACEHOLDER = re.compile(f"{_OPEN}(\\d+){_CLOSE}")
 
 
 @dataclass(frozen=True, slots=True)
 class Tokenizer:
-    """A Hugging Face fast tokenizer with a chat template and one end token.
+    """A Hugging Face fast tokenizer with a chat template and one end token, made by `wrap_tokenizer`.
 
     `vocabulary` counts the ids that may be sampled; a model's embedding may have more rows. `stop_ids` end a response;
     the first is the end token that demonstrations are closed with.
@@ -46,17 +49,13 @@ class Tokenizer:
     vocabulary: int
     end_id: int
     stop_ids: tuple[int, ...]
+    control_texts: tuple[str, ...]
+    """The texts of all control tokens."""
 
     def prompt_ids(self, messages: Messages) -> list[int]:
         """Render a conversation up to the place where the assistant speaks, with at most one beginning-of-text id."""
-        contents = [message.content for message in messages]
-        shown = [{"role": message.role, "content": f"{_OPEN}{index}{_CLOSE}"} for index, message in enumerate(messages)]
-        rendered = str(self.library.apply_chat_template(shown, tokenize=False, add_generation_prompt=True))
-        if self._holds_control_text(contents):
-            ids = self._encode_apart(rendered, contents)
-        else:
-            text = _PLACEHOLDER.sub(lambda match: contents[int(match[1])], rendered)
-            ids = self._encode(text, control=True)
+        holds_control_text = any(text in message.content for text in self.control_texts for message in messages)
+        ids = self._encode_apart(messages) if holds_control_text else self._encode(self._render(messages), control=True)
         return self._with_one_bos(ids)
 
     def response_ids(self, text: str, *, finished: bool) -> list[int]:
@@ -85,16 +84,26 @@ class Tokenizer:
         ids = self.library.encode(text, add_special_tokens=False, split_special_tokens=not control)
         return [int(token) for token in ids]
 
-    def _holds_control_text(self, contents: Sequence[str]) -> bool:
-        special = [token for token in self.library.all_special_tokens if token]
-        return any(token in content for token in special for content in contents)
+    def _render(self, messages: Messages) -> str:
+        turns = [message.to_json() for message in messages]
+        try:
+            return str(self.library.apply_chat_template(turns, tokenize=False, add_generation_prompt=True))
+        except TemplateError as error:
+            roles = ", ".join(message.role for message in messages)
+            raise ModelError(
+                f"the model's chat template refuses a conversation of the turns {roles}: {error}. Leave out what it "
+                "refuses (often a system turn), or give the model another chat_template."
+            ) from error
 
-    def _encode_apart(self, rendered: str, contents: Sequence[str]) -> list[int]:
+    def _encode_apart(self, messages: Messages) -> list[int]:
         """Encode the template's own text with control tokens and each message's text without."""
+        rendered = self._render(
+            tuple(Message(message.role, f"{_OPEN}{index}{_CLOSE}") for index, message in enumerate(messages))
+        )
         ids: list[int] = []
         for place, part in enumerate(_PLACEHOLDER.split(rendered)):
             is_content = place % 2 == 1
-            text = contents[int(part)] if is_content else part
+            text = messages[int(part)].content if is_content else part
             if text:
                 ids += self._encode(text, control=not is_content)
         return ids
@@ -147,9 +156,10 @@ def wrap_tokenizer(library: Any, *, source: str = "the tokenizer", stop_texts: S
         stop_ids.append(int(ids[0]))
     tokenizer = Tokenizer(
         library=library,
-        vocabulary=len(library),
+        vocabulary=max(library.get_vocab().values()) + 1,  # len() would be too small where ids have gaps
         end_id=int(library.eos_token_id),
         stop_ids=tuple(dict.fromkeys(stop_ids)),
+        control_texts=tuple(token.content for token in library.added_tokens_decoder.values() if token.special),
     )
     _check_template(tokenizer, source)
     return tokenizer

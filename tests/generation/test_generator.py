@@ -1,4 +1,4 @@
-"""The engine as a whole: right log-probs, the library's greedy decoding, responses that hang on nothing but their seed."""
+"""The engine as a whole: right log-probs, greedy as in the library, and responses that hang on their seed alone."""
 
 from __future__ import annotations
 

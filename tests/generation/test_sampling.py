@@ -87,6 +87,24 @@ def test_a_draw_by_hand() -> None:
     assert logprob_B.tolist() == pytest.approx(expected, abs=1e-6)
 
 
+def test_a_number_between_two_tokens_draws_the_later_one() -> None:
+    # 128 equally likely tokens in blocks of 64, with a block of impossible ones between them
+    logit_BV = torch.cat([torch.zeros(64), torch.full((64,), -math.inf), torch.zeros(64)])[None]
+    token_B, _ = invert_cdf(logit_BV.expand(3, -1).clone(), torch.tensor([0.5 - 2**-20, 0.5, 0.25]))
+    assert token_B.tolist() == [63, 128, 32]
+
+
+@pytest.mark.parametrize("uniform", [SMALLEST, LARGEST])
+def test_rounding_never_draws_an_impossible_token(uniform: float) -> None:
+    # the sum of a block and its last cumulative sum round differently, in either direction
+    logit_BV = torch.full((2000, 64 * 3), -math.inf)
+    logit_BV[:, 64:128] = torch.randn(2000, 64, generator=torch.Generator().manual_seed(0))
+    token_B, logprob_B = invert_cdf(logit_BV, torch.full((2000,), uniform))
+    assert token_B.min() >= 64
+    assert token_B.max() < 128
+    assert logprob_B.isfinite().all()
+
+
 @settings(deadline=None)
 @given(
     logits=st.lists(st.sampled_from([-math.inf, -200.0, -90.0, -3.0, 0.0, 1.5, 4.0]), min_size=1, max_size=200),
@@ -96,7 +114,7 @@ def test_a_draw_has_the_log_probability_of_the_softmax_and_is_possible(logits: l
     logit_V = torch.tensor([*logits, 0.5])
     expected_V = logit_V.double().log_softmax(dim=0)
     token_B, logprob_B = invert_cdf(logit_V[None].clone(), torch.tensor([uniform]))
-    assert logprob_B.item() == pytest.approx(expected_V[token_B.item()].item(), rel=1e-6, abs=1e-5)
+    assert logprob_B.item() == pytest.approx(expected_V[int(token_B)].item(), rel=1e-6, abs=1e-5)
     # the number falls into the token's part of the cumulative distribution, up to the rounding of fp32 sums
     upper_V = expected_V.exp().cumsum(dim=0)
     token = int(token_B)
@@ -113,7 +131,7 @@ def test_temperature_divides_the_logits() -> None:
     logits = torch.tensor([0.0, -1.0, 2.0, 0.5, 1.0])
     assert_law(law(logits, temperature=0.7), (logits.double() / 0.7).softmax(dim=0).tolist())
     token_B, logprob_B = choose(logits[None].clone(), torch.tensor([0.5]), settings_for(temperature=0.7))
-    assert logprob_B.item() == pytest.approx((logits / 0.7).log_softmax(dim=0)[token_B.item()].item(), abs=1e-6)
+    assert logprob_B.item() == pytest.approx((logits / 0.7).log_softmax(dim=0)[int(token_B)].item(), abs=1e-6)
 
 
 def test_top_k_keeps_the_likeliest_and_their_proportions() -> None:
@@ -153,7 +171,7 @@ def test_half_precision_logits_are_sampled_in_fp32() -> None:
     logit_BV = torch.randn(1, 97, generator=torch.Generator().manual_seed(0)).bfloat16()
     token_B, logprob_B = choose(logit_BV, torch.tensor([0.3]), settings_for())
     assert logprob_B.dtype == torch.float32
-    expected = logit_BV.float().log_softmax(dim=-1)[0, token_B.item()].item()
+    expected = logit_BV.float().log_softmax(dim=-1)[0, int(token_B)].item()
     assert logprob_B.item() == pytest.approx(expected, abs=1e-6)
 
 

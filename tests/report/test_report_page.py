@@ -368,6 +368,20 @@ def test_counts_come_from_the_stages_files(demo_run: Path) -> None:
         assert count in words
 
 
+def test_the_table_of_models_is_complete(demo_run: Path) -> None:
+    def rate(results: dict[str, object]) -> None:
+        models = results["models"]
+        assert isinstance(models, dict)
+        for name in ("sft", "ppo"):
+            models[name] |= {"likert": {"value": 4.0, "ci95": [3.8, 4.2], "n": 90}, "flags": {}}
+        models["ppo"]["flags"] = {"harmful_advice": 0.25}
+
+    change_results(demo_run, rate)
+    words = page_of(demo_run)[1].words
+    assert "Flagged: harmful advice 0% 25% " in words  # rated and never flagged: 0 %; not rated: an empty cell
+    assert "Likert rating, 1 to 7 4.0 3.8 to 4.2 4.0 3.8 to 4.2" in words
+
+
 def test_further_rounds_are_told_apart(demo_run: Path) -> None:
     shutil.copytree(demo_run / "round-1" / "6-policy", demo_run / "round-2" / "6-policy")
     words = page_of(demo_run)[1].words

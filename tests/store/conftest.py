@@ -11,7 +11,6 @@ import warnings
 from collections.abc import Iterator
 from pathlib import Path
 
-import psycopg
 import pytest
 
 from tastemaker.records import About, Message, Prompt, Response
@@ -35,6 +34,7 @@ class Clock:
 @pytest.fixture(scope="session")
 def postgresql_server() -> Iterator[str]:
     """The URL of a server's database that has the store's tables."""
+    psycopg = pytest.importorskip("psycopg", reason="the driver psycopg is not installed")
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # the wheel warns of a missing XDG_RUNTIME_DIR
         server_wheel = pytest.importorskip(
@@ -59,6 +59,8 @@ def postgresql_server() -> Iterator[str]:
 @pytest.fixture
 def postgresql(postgresql_server: str) -> str:
     """The URL of an empty store. Emptying one takes a hundredth of the time that creating one takes."""
+    import psycopg  # there, or the server would not be
+
     with psycopg.connect(postgresql_server) as connection:
         connection.execute("SET session_replication_role = replica")  # or else the triggers would refuse
         for table in reversed(metadata.sorted_tables):
@@ -75,9 +77,11 @@ def sqlite_template(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture
-def sqlite(sqlite_template: Path, tmp_path: Path) -> str:
+def sqlite(sqlite_template: Path) -> str:
     """The URL of an empty store."""
-    path = tmp_path / "labels.db"
+    path = sqlite_template.with_name("test.db")
+    for old in path.parent.glob(f"{path.name}*"):  # its log and its shared memory too
+        old.unlink()
     shutil.copyfile(sqlite_template, path)
     return f"sqlite:///{path}"
 
@@ -89,10 +93,18 @@ def url(request: pytest.FixtureRequest) -> str:
     return found
 
 
+@pytest.fixture(scope="session")
+def compiled() -> dict[str, Store]:
+    """A store for each URL: it remembers the statements it has compiled, which take most of a short test's time."""
+    return {}
+
+
 @pytest.fixture
-def store(url: str) -> Iterator[Store]:
-    with Store.open(url) as opened:
-        yield opened
+def store(url: str, compiled: dict[str, Store]) -> Iterator[Store]:
+    if url not in compiled:
+        compiled[url] = Store.open(url)
+    yield compiled[url]
+    compiled[url].close()  # its connections; it connects again when it is used again
 
 
 @pytest.fixture

@@ -110,12 +110,13 @@ def test_a_late_answer_is_kept_as_extra(two_slots: LabelService, clock: Clock, s
     assert two_slots.submit(ann.id, ann.token, write("late")) == "extra"
     assert two_slots.submit(ann.id, ann.token, write("late")) == "extra"  # a second click
     assert two_slots.submit(bob.id, bob.token, write("in time")) == "counted"
+    two_slots.revise(ann.id, "ann", write("later still"))
     assert written(two_slots) == [("bob", "in time")]
     progress = two_slots.progress("study")
     assert (progress.answered, progress.extra) == (1, 1)
     with store.read() as connection:
         bodies = connection.execute(sa.select(answers.c.body).order_by(answers.c.id)).scalars().all()
-    assert bodies == ["late", "in time"]
+    assert bodies == ["late", "in time", "later still"]
     # She has answered this item: she is not asked again, though a slot is open.
     assert two_slots.claim("study", "ann") == []
     assert len(two_slots.claim("study", "cat")) == 1

@@ -113,6 +113,7 @@ def test_one_key_in_two_studies(service: LabelService, make: Make) -> None:
     service.queue(make.study(), make.items(2))
     service.queue(make.study("rating", name="other"), make.items(2, outputs=1))
     assert service.progress("study").slots == service.progress("other").slots == 2
+    assert [(each.name, each.kind) for each in service.studies()] == [("study", "ranking"), ("other", "rating")]
 
 
 def test_raters_keep_their_group_and_origin(service: LabelService) -> None:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import io
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import redirect_stderr
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -16,12 +18,46 @@ from tastemaker.errors import ConfigError
 Options = TypeVar("Options")
 Record = TypeVar("Record")
 
+# A section that a recipe may leave out is set by its fields all the same, and not chosen as a subcommand.
+SETTINGS = (tyro.conf.AvoidSubcommands,)
 Here = tyro.conf.arg(name="")  # a config's fields as options of the command itself
 
 
-def parse(options: type[Options], arguments: Sequence[str], name: str) -> Options:
-    """Read a command's arguments into its dataclass of options."""
-    return tyro.cli(options, args=list(arguments), prog=f"tastemaker {name}")
+def parse(options: type[Options], arguments: Sequence[str], name: str, *, default: Options | None = None) -> Options:
+    """Read a command's arguments into its dataclass of options, over those of `default` if that is given.
+
+    Raises:
+        ConfigError: an option is unknown, missing or of the wrong type.
+    """
+    prog = f"tastemaker {name}"
+    box = io.StringIO()
+    try:
+        with redirect_stderr(box):
+            parsed: Options = tyro.cli(options, args=list(arguments), prog=prog, default=default, config=SETTINGS)  # type: ignore[assignment]
+            return parsed
+    except SystemExit as exit_:
+        if not exit_.code:  # the help was asked for, and printed
+            raise
+        raise ConfigError(f"{_sentence(box.getvalue())} `{prog} --help` lists the options.") from None
+
+
+def _sentence(box: str) -> str:
+    """What tyro says in a box, as a sentence: the part above its first rule, and the nearest option it knows.
+
+    The box is drawn in characters or, where the terminal has none, in blanks and hyphens.
+    """
+    parts: list[list[str]] = [[]]
+    for row in (line[1:].rstrip("│╮╯ ") for line in box.splitlines()[1:]):
+        if row.strip(" ─-"):
+            parts[-1].append(row)
+        elif parts[-1]:
+            parts.append([])
+    said, *others = [part for part in parts if part]
+    if "Missing from" in said[0]:  # each option stands in its own line, what it means is set further in below it
+        missing = [row.split()[0] for row in said[1:] if len(row) - len(row.lstrip()) == 5]
+        return f"Required: {', '.join(missing)}."
+    near = [part[1].split()[0] for part in others if "Perhaps you meant" in part[0]]
+    return " ".join(" ".join(said).split()).rstrip(".") + "." + (f" Did you mean {near[0]}?" if near else "")
 
 
 def stage(out: Path, stage: str, config: Any, inputs: Mapping[str, Path | str], work: Callable[[Path], None]) -> None:

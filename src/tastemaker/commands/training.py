@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -132,7 +130,6 @@ def ppo(arguments: Sequence[str]) -> None:
     config = options.config
     rows = read_records(options.data, read_prompts, Prompt)
     text, held_out = (read_given(source, read_texts, Text) for source in (options.text, options.heldout_text))
-    sys.path.insert(0, os.getcwd())  # a reward function of the user's own lies beside them
 
     def work(folder: Path) -> None:
         device = parallel.prepare(options.threads)

@@ -6,6 +6,7 @@ import argparse
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NoReturn
 
 import tyro
 
@@ -24,7 +25,7 @@ def run(arguments: Sequence[str]) -> None:
     from tastemaker.pipeline import run as run_pipeline
     from tastemaker.recipe import Recipe
 
-    parser = argparse.ArgumentParser(
+    parser = _Parser(
         prog="tastemaker run",
         description="Run a recipe. Finished stages are skipped while their inputs stay; interrupted ones continue.",
         epilog="Any field of the recipe can be set, such as --policy.ppo-ptx.kl-coef 0.05; --fields lists them all.",
@@ -37,8 +38,13 @@ def run(arguments: Sequence[str]) -> None:
     recipe = load_recipe(known.recipe, Recipe)
     if known.fields or overrides:
         extra = ["--help"] if known.fields else overrides
-        recipe = tyro.cli(Recipe, default=recipe, args=extra, prog="tastemaker run RECIPE")
+        recipe = parse(Recipe, extra, "run RECIPE", default=recipe)
     run_pipeline(recipe, known.out)
+
+
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        raise ConfigError(f"{message}. `{self.prog} --help` lists the options.")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

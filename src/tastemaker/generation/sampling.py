@@ -28,6 +28,11 @@ from tastemaker.errors import ConfigError
 # vocabulary sizes, which saves the copy that pads the last block.
 BLOCK = 64
 
+# The constants of Philox 4x32.
+_LOW, _SHIFT = np.uint64(0xFFFFFFFF), np.uint64(32)
+_MULTIPLIER_0, _MULTIPLIER_1 = np.uint64(0xD2511F53), np.uint64(0xCD9E8D57)
+_WEYL_0, _WEYL_1 = np.uint64(0x9E3779B9), np.uint64(0xBB67AE85)
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Sampling:
@@ -99,11 +104,6 @@ def philox(counter: npt.NDArray[np.uint64], key: npt.NDArray[np.uint64]) -> npt.
     return np.stack([c0, c1, c2, c3])
 
 
-_LOW, _SHIFT = np.uint64(0xFFFFFFFF), np.uint64(32)
-_MULTIPLIER_0, _MULTIPLIER_1 = np.uint64(0xD2511F53), np.uint64(0xCD9E8D57)
-_WEYL_0, _WEYL_1 = np.uint64(0x9E3779B9), np.uint64(0xBB67AE85)
-
-
 def choose(logit_BV: Tensor, uniform_B: Tensor, sampling: Sampling) -> tuple[Tensor, Tensor]:
     """The next token of each row and its fp32 log-probability. Overwrites `logit_BV` where it is fp32 already."""
     logit_BV = logit_BV.float()
@@ -123,8 +123,8 @@ def invert_cdf(logit_BV: Tensor, uniform_B: Tensor) -> tuple[Tensor, Tensor]:
     """Draw from softmax(logit) by the numbers in `uniform_B`. Overwrites `logit_BV` (fp32).
 
     No token of probability zero is ever drawn: both searches look for the first cumulative sum that is *greater* than
-    a target kept strictly below the last sum, so the sum rises there. Rows that are not finite yield a NaN
-    log-probability and some valid token.
+    a target below the last sum, so the sum rises there. Rows that are not finite yield a NaN log-probability and some
+    valid token.
     """
     rows, vocabulary = logit_BV.shape
     weight_BV = logit_BV.sub_(logit_BV.amax(dim=-1, keepdim=True)).exp_()
@@ -134,20 +134,17 @@ def invert_cdf(logit_BV: Tensor, uniform_B: Tensor) -> tuple[Tensor, Tensor]:
 
     sum_BN = weight_BNC.sum(dim=-1).cumsum(dim=-1)
     total_B1 = sum_BN[:, -1:]
-    target_B1 = _below(uniform_B[:, None] * total_B1, total_B1)
+    target_B1 = uniform_B[:, None] * total_B1  # below the total even after rounding, as no number is above 1 - 2**-24
     block_B1 = torch.searchsorted(sum_BN, target_B1, right=True).clamp_(max=sum_BN.shape[1] - 1)
     before_B1 = sum_BN.gather(1, (block_B1 - 1).clamp_(min=0)).mul_(block_B1 > 0)
 
     weight_BC = weight_BNC[torch.arange(rows, device=logit_BV.device), block_B1[:, 0]]
     inner_BC = weight_BC.cumsum(dim=-1)
-    inside_B1 = torch.searchsorted(inner_BC, _below(target_B1 - before_B1, inner_BC[:, -1:]), right=True)
+    end_B1 = inner_BC[:, -1:]  # rounding may put the target at or beyond it
+    inner_target_B1 = torch.minimum(target_B1 - before_B1, torch.nextafter(end_B1, torch.zeros_like(end_B1)))
+    inside_B1 = torch.searchsorted(inner_BC, inner_target_B1, right=True)
     token_B1 = (block_B1 * BLOCK).add_(inside_B1).clamp_(max=vocabulary - 1)
     return token_B1[:, 0], (weight_BV.gather(1, token_B1) / total_B1).log_()[:, 0]
-
-
-def _below(x_B1: Tensor, bound_B1: Tensor) -> Tensor:
-    """`x`, or where rounding has taken it to `bound` or beyond, the largest number below `bound`."""
-    return torch.minimum(x_B1, torch.nextafter(bound_B1, torch.zeros_like(bound_B1)))
 
 
 def keep_top_k(logit_BV: Tensor, k: int) -> Tensor:

@@ -258,10 +258,17 @@ def whisker_chart(
     frame = [
         *_heading(title, unit, width),
         *(line(x(tick), top, x(tick), bottom, "middle" if tick == 0.5 else "grid") for tick in ticks),
-        *(text(x(at), bottom + 15, middle if at == 0.5 else percent(at), "tick", anchor="middle") for at in ticks),
+        *_share_ticks(x, ticks, bottom + 15, middle),
     ]
     drawn = [_whisker_row(row, x, top + tall * (place + 0.5)) for place, row in enumerate(rows)]
     return drawing(*frame, *drawn, width=width, height=bottom + 22, title=title, description=description)
+
+
+def _share_ticks(x: Scale, ticks: Sequence[float], y: float, middle: str) -> list[Markup]:
+    """The middle's label, and those of the other ticks that have room beside it."""
+    room = (text_width(middle, FONT) + text_width("30%", FONT)) / 2 + 4
+    shown = [tick for tick in ticks if tick == 0.5 or abs(x(tick) - x(0.5)) >= room]
+    return [text(x(at), y, middle if at == 0.5 else percent(at), "tick", anchor="middle") for at in shown]
 
 
 def _whisker_row(row: Row, x: Scale, y: float) -> Markup:

@@ -6,6 +6,7 @@ text of the run is escaped by the templates; a content security policy forbids s
 
 from __future__ import annotations
 
+from functools import cache
 from importlib import resources
 from pathlib import Path
 
@@ -49,6 +50,23 @@ def render(run: Run) -> str:
         "cost": sections.cost(run),
         "origins": sections.origins(run),
     }
+    return (
+        _environment()
+        .get_template("report.html")
+        .render(
+            story,
+            title=capitalised(plain(run.results.recipe)) or run.name,
+            facts=_facts(run),
+            versions=dict(run.results.versions) or _manifest_versions(run),
+            missing=_missing(story),
+            tastemaker=__version__,
+            style=_style(),
+        )
+    )
+
+
+@cache
+def _environment() -> Environment:
     environment = Environment(
         loader=PackageLoader("tastemaker.report"),
         autoescape=True,
@@ -57,16 +75,13 @@ def render(run: Run) -> str:
         lstrip_blocks=True,
     )
     environment.filters |= {"plain": plain, "percent": percent, "percent_range": percent_range}
-    style = resources.files("tastemaker.report").joinpath("templates/style.css").read_text(encoding="utf-8")
-    return environment.get_template("report.html").render(
-        story,
-        title=capitalised(plain(run.results.recipe)) or run.name,
-        facts=_facts(run),
-        versions=dict(run.results.versions) or _manifest_versions(run),
-        missing=_missing(story),
-        tastemaker=__version__,
-        style=Markup(style),  # our own file, not the run's
-    )
+    return environment
+
+
+@cache
+def _style() -> Markup:
+    """The style sheet, which is our own text and not the run's, so it is not escaped."""
+    return Markup(resources.files("tastemaker.report").joinpath("templates/style.css").read_text(encoding="utf-8"))
 
 
 def _facts(run: Run) -> list[tuple[str, str]]:

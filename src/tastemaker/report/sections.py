@@ -30,6 +30,7 @@ from tastemaker.report.run import (
     CalibrationBin,
     Check,
     Claim,
+    Model,
     Run,
     Sample,
     StageFolder,
@@ -41,6 +42,7 @@ from tastemaker.report.words import (
     compact,
     counted,
     duration,
+    interval_decimals,
     listed,
     memory,
     number,
@@ -337,13 +339,7 @@ def model_table(run: Run, inks: Inks) -> ModelTable | None:
         return None
     found = dict.fromkeys(name for model in models for name in model.measured)
     order = [*(name for name in MODEL_METRICS if name in found), *(name for name in found if name not in MODEL_METRICS)]
-    rows = [
-        (
-            MODEL_METRICS.get(name, capitalised(plain(name))),
-            _cells(name, [model.measured.get(name) for model in models]),
-        )
-        for name in order
-    ]
+    rows = [(_metric_title(name), _cells(name, [_measured_of(model, name) for model in models])) for name in order]
     columns = [
         ModelColumn(
             name=model.name,
@@ -361,15 +357,24 @@ def _metric_title(name: str) -> str:
     return MODEL_METRICS.get(name, capitalised(plain(name)))
 
 
+def _measured_of(model: Model, name: str) -> Measured | None:
+    """What was measured; a flag that nobody set on a model that was rated is a flag set on none of its responses."""
+    never_set = name.startswith(FLAG) and "likert" in model.measured
+    return model.measured.get(name, Measured(value=0.0) if never_set else None)
+
+
 def _cells(name: str, row: Sequence[Measured | None]) -> tuple[tuple[str, str], ...]:
-    decimals = common_decimals([one.value for one in row if one is not None])
+    """A row's values and intervals, all with the same decimals, so that they can be compared down to the last digit."""
+    known = [one for one in row if one is not None]
+    by_width = [interval_decimals(one) for one in known if one.has_interval]
+    decimals = max(by_width) if by_width else common_decimals([one.value for one in known])
     return tuple(("", "") if one is None else _cell(name, one, decimals) for one in row)
 
 
 def _cell(name: str, measured: Measured, decimals: int) -> tuple[str, str]:
     if name in SHARE_METRICS or name.startswith(FLAG):
         return percent(measured.value), percent_range(measured)
-    return value_and_interval(measured) if measured.has_interval else (number(measured.value, decimals=decimals), "")
+    return value_and_interval(measured, decimals)
 
 
 def examples(samples: Sequence[Sample], inks: Inks) -> tuple[Example, ...]:

@@ -20,11 +20,11 @@ def percent(value: float) -> str:
 
 
 def percent_range(measured: Measured) -> str:
-    """The interval of a proportion: "78–84%"; empty where none is known."""
+    """The interval of a share in whole per cent: "78–84%"; empty where none is known."""
     if not measured.has_interval:
         return ""
-    low, high = measured.bounds
-    return f"{percent(low).removesuffix('%')}{RANGE}{percent(high)}"
+    low, high = (_signed(str(round(100 * end))) for end in measured.bounds)
+    return f"{low}{RANGE}{high}%"
 
 
 def percent_with_interval(measured: Measured) -> str:
@@ -52,16 +52,23 @@ def _decimals(value: float) -> int:
     return max(0, 2 - math.floor(math.log10(abs(value))))
 
 
-def value_and_interval(measured: Measured) -> tuple[str, str]:
-    """A value and its interval ("1.33", "1.25 to 1.41"), with the decimals that the interval's width deserves."""
+def interval_decimals(measured: Measured) -> int:
+    """The decimals that the width of an interval deserves."""
     low, high = measured.bounds
-    if not measured.has_interval or high <= low:
-        return number(measured.value), ""
+    if high <= low:
+        return _decimals(measured.value) if measured.value else 0
     half = (high - low) / 2
     place = math.floor(math.log10(half))
-    decimals = max(0, -place + (half < 2 * 10.0**place))  # a second digit where the first is a 1
-    value, low_text, high_text = (_signed(f"{one:,.{decimals}f}") for one in (measured.value, low, high))
-    return value, f"{low_text} to {high_text}"  # "to", because the ends may be negative
+    return max(0, -place + (half < 2 * 10.0**place))  # a second digit where the first is a 1
+
+
+def value_and_interval(measured: Measured, decimals: int | None = None) -> tuple[str, str]:
+    """A value and its interval ("1.33", "1.25 to 1.41"), with the decimals that the interval's width deserves."""
+    if not measured.has_interval:
+        return number(measured.value, decimals=decimals), ""
+    places = interval_decimals(measured) if decimals is None else decimals
+    value, low, high = (number(one, decimals=places) for one in (measured.value, *measured.bounds))
+    return value, f"{low} to {high}"  # "to", because the ends may be negative
 
 
 def number_with_interval(measured: Measured) -> str:

@@ -11,6 +11,7 @@ held-out rankings: DPO's answer to the reward model's accuracy.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -39,7 +40,7 @@ class DpoConfig:
 
     kind: Literal["dpo"] = "dpo"
     init: str
-    """The SFT variant that DPO starts from and is held to."""
+    """What DPO starts from and is held to: in a recipe an SFT variant, alone a model folder."""
     beta: float = 0.1
     variant: Literal["sigmoid", "ipo"] = "sigmoid"
     label_smoothing: float = 0.0
@@ -52,8 +53,10 @@ class DpoConfig:
     """Optimizer steps between checkpoints."""
 
     def __post_init__(self) -> None:
-        if not self.beta > 0:
-            raise ConfigError(f"beta is {self.beta}; it must be above 0.")
+        if self.epochs < 1 or self.batch_size < 1:
+            raise ConfigError(f"epochs is {self.epochs}, batch_size {self.batch_size}; both must be at least 1.")
+        if not 0 < self.beta < math.inf:
+            raise ConfigError(f"beta is {self.beta}; it must be a number above 0.")
         if not 0 <= self.label_smoothing < 0.5:
             raise ConfigError(f"label_smoothing is {self.label_smoothing}; it must be from 0 to below 0.5.")
         if self.label_smoothing and self.variant == "ipo":

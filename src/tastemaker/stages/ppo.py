@@ -15,6 +15,7 @@ Dimensions in names: B rollouts, T response tokens, M the response tokens of a m
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
@@ -28,7 +29,7 @@ from torch import Tensor, nn
 from tastemaker.checkpoint import load_policy, load_reward_model, new_reward_model, save_policy
 from tastemaker.console import say
 from tastemaker.corpus import encode_texts, next_token_places, permutation, shuffled_forever, text_loss
-from tastemaker.errors import ConfigError, DataError, ModelError, TrainingError
+from tastemaker.errors import ConfigError, DataError, TrainingError
 from tastemaker.generation import FinishReason, Generator, Rollout
 from tastemaker.lora import LoraConfig, adapters_off, add_adapters
 from tastemaker.losses import adaptive_kl_coef, gae, policy_loss, ptx_loss, shaped_rewards, value_loss, whiten
@@ -37,6 +38,7 @@ from tastemaker.packing import Packed, microbatches, pack, pad_rows, response_so
 from tastemaker.records import Prompt, Text
 from tastemaker.responses import DecodingConfig, as_response, sampling_for, seed_for
 from tastemaker.scoring import Scorer
+from tastemaker.shared_value import SharedValue
 from tastemaker.training import Loss, OptimizerConfig, StepReport, Trainer, WeightAverage, decay_for
 from tastemaker.training.loop import ModuleState, run_steps
 
@@ -56,9 +58,9 @@ class PpoConfig:
 
     kind: Literal["ppo"] = "ppo"
     init: str
-    """The SFT variant that PPO starts from and is held to."""
+    """What PPO starts from and is held to: in a recipe an SFT variant, alone a model folder."""
     reward: str
-    """The reward variant, or a Python function `module:function`."""
+    """In a recipe a reward variant, alone a reward model's folder; or a Python function `module:function`."""
     iterations: int = 500
     batch_size: int = 512
     """Episodes in an iteration."""
@@ -94,10 +96,13 @@ class PpoConfig:
     """"sampler" saves a forward pass; only for fp32, where sampler and trainer agree to 5e-5."""
     lora: LoraConfig | None = None
     microbatch_tokens: int = 8192
+    keep_every: int | None = None
+    """Iterations between models that are kept under `iterations/`, for curves of quality against KL."""
     checkpoint_every: int = 10
     """Iterations between checkpoints."""
 
     def __post_init__(self) -> None:
+        self._check_ranges()
         if self.batch_size % self.minibatches:
             raise ConfigError(f"batch_size {self.batch_size} is not a multiple of minibatches {self.minibatches}.")
         if self.decoding.greedy:
@@ -106,6 +111,20 @@ class PpoConfig:
             raise ConfigError("old_logprobs = 'sampler' needs precision = 'float32'; in bf16 the two differ too much.")
         if self.lora is not None and self.value_function == "shared":
             raise ConfigError("value_function = 'shared' cannot train a frozen trunk; use 'separate' with lora.")
+
+    def _check_ranges(self) -> None:
+        for name in ("iterations", "batch_size", "minibatches", "inner_epochs", "microbatch_tokens"):
+            if getattr(self, name) < 1:
+                raise ConfigError(f"{name} is {getattr(self, name)}; it must be at least 1.")
+        for name in ("clip", "value_clip", "ptx_examples_per_episode"):
+            if not 0 < getattr(self, name) < math.inf:
+                raise ConfigError(f"{name} is {getattr(self, name)}; it must be a number above 0.")
+        for name in ("kl_coef", "ptx_coef", "truncation_penalty", "value_coef"):
+            if not 0 <= getattr(self, name) < math.inf:
+                raise ConfigError(f"{name} is {getattr(self, name)}; it must be a number, 0 or above.")
+        for name in ("gamma", "lam", "ema_decay"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise ConfigError(f"{name} is {getattr(self, name)}; it must be from 0 to 1.")
 
     @property
     def steps_per_iteration(self) -> int:
@@ -125,6 +144,10 @@ class Experience:
     value_BT: Tensor
     advantage_BT: Tensor
     return_BT: Tensor
+
+    @property
+    def ids(self) -> tuple[list[tuple[int, ...]], list[int], list[int]]:
+        return self.sequences, self.prompt_lengths, self.response_lengths
 
     def cost(self, index: int) -> int:
         return len(self.sequences[index])
@@ -153,12 +176,19 @@ def train_ppo(
         TrainingError: the first minibatch's ratio is not 1, or a loss is not finite.
     """
     run = PpoRun(config, init, reward, scorer, prompts, pretraining, heldout_text, device, seed)
+
+    def step(iteration: int) -> dict[str, float]:
+        metrics = run.step(iteration)
+        if config.keep_every is not None and (iteration + 1) % config.keep_every == 0:
+            save_policy(folder / "iterations" / f"{iteration + 1:04d}", run.policy)
+        return metrics
+
     run_steps(
         folder,
         description=f"ppo {folder.name}",
         total=config.iterations,
         states=run.states(),
-        step=run.step,
+        step=step,
         checkpoint_every=config.checkpoint_every,
         shown="score",
     )
@@ -182,15 +212,16 @@ class PpoRun:
         device: torch.device,
         seed: int,
     ) -> None:
+        if config.ptx_coef and not pretraining:
+            raise DataError(f"ptx_coef is {config.ptx_coef}, but no pretraining text was given.")
         self.config, self.scorer, self.seed, self.kl_coef = config, scorer, seed, config.kl_coef
+        self.ratio_max = 0.0  # of the iteration so far
         self.policy = load_policy(init).to(device)
         self.reference = self._freeze_reference(init, device)
         self.value: RewardModel | SharedValue = self._value_function(init, reward, device)
         self.prompts, self.prompt_ids = fitting_prompts(prompts, self.policy, config.decoding.max_new_tokens)
         self.texts = self._pieces(pretraining) if config.ptx_coef else []
         self.heldout_pieces = self._pieces(heldout_text) if heldout_text else []
-        if config.ptx_coef and not pretraining:
-            raise DataError(f"ptx_coef is {config.ptx_coef}, but no pretraining text was given.")
         total = config.iterations * config.steps_per_iteration
         warmup = config.warmup_iterations * config.steps_per_iteration
         shared = isinstance(self.value, SharedValue)
@@ -233,6 +264,7 @@ class PpoRun:
 
     def roll_out(self, chosen: Sequence[int], iteration: int) -> list[Rollout]:
         """One response to each chosen prompt, drawn from the policy as it is now."""
+        self.generator.load_weights(self.policy.library, iteration)
         groups = self.generator.generate(
             [self.prompt_ids[index] for index in chosen],
             1,
@@ -299,7 +331,7 @@ class PpoRun:
         config = self.config
         size = config.batch_size // config.minibatches
         policy_reports, value_reports = list[StepReport](), list[StepReport]()
-        ptx_losses = list[float]()
+        ptx_losses, self.ratio_max = list[float](), 0.0
         for epoch in range(config.inner_epochs):
             order = permutation(config.batch_size, seed=seed_for(self.seed, "minibatch", iteration), epoch=epoch)
             for number in range(config.minibatches):
@@ -399,9 +431,7 @@ class PpoRun:
 
     def _policy_loss(self, experience: Experience, group: Sequence[int], num_tokens: float) -> Loss:
         config, rows = self.config, list(group)
-        packed, source_M = self._pack(
-            experience.sequences, experience.prompt_lengths, experience.response_lengths, group
-        )
+        packed, source_M = self._pack(*experience.ids, group)
         hidden_ND = self.policy.hidden(packed) if isinstance(self.value, SharedValue) else None
         logprob_M = self.policy.predict(
             packed, source_M, packed.id_N[source_M + 1], temperature=config.decoding.temperature, hidden_ND=hidden_ND
@@ -411,6 +441,7 @@ class PpoRun:
         advantage_BT = experience.advantage_BT[rows]
         loss = policy_loss(logprob_BT, old_BT, advantage_BT, mask_BT, clip=config.clip, num_tokens=num_tokens)
         sums = ratio_sums(logprob_BT.detach(), old_BT, mask_BT, clip=config.clip)
+        self.ratio_max = max(self.ratio_max, sums.pop("largest"))
         if hidden_ND is not None and isinstance(self.value, SharedValue):
             value_BT, _ = self._as_rows(self.value.read(hidden_ND, source_M), experience, group)
             error = self._value_error(value_BT, experience, rows, num_tokens)
@@ -422,9 +453,7 @@ class PpoRun:
         return trainer.step(self._groups(experience, chosen), partial(self._value_loss, experience), num_tokens)
 
     def _value_loss(self, experience: Experience, group: Sequence[int], num_tokens: float) -> Loss:
-        packed, source_M = self._pack(
-            experience.sequences, experience.prompt_lengths, experience.response_lengths, group
-        )
+        packed, source_M = self._pack(*experience.ids, group)
         value_BT, _ = self._as_rows(self._values(packed, source_M), experience, group)
         return Loss(self._value_error(value_BT, experience, list(group), num_tokens))
 
@@ -495,6 +524,7 @@ class PpoRun:
             "clip_fraction": sum(report.sums["clipped"] for report in policy) / tokens,
             "approx_kl": 0.5 * sum(report.sums["square_log_ratio"] for report in policy) / tokens,
             "ratio_mean": sum(report.sums["ratio"] for report in policy) / tokens,
+            "ratio_max": self.ratio_max,
         }
         if self.texts:
             metrics["ptx_loss"] = sum(ptx) / len(ptx)
@@ -505,26 +535,6 @@ class PpoRun:
         else:
             metrics["value_loss"] = sum(report.sums["value_loss"] for report in policy) / len(policy)
         return metrics
-
-
-class SharedValue(nn.Module):
-    """A value head on the policy's own trunk, started at zero as in Ziegler et al."""
-
-    def __init__(self, policy: LanguageModel) -> None:
-        super().__init__()
-        if not policy.linear_head:
-            raise ModelError("value_function = 'shared' does not know this architecture; use 'separate'.")
-        self.policy_trunk = policy.trunk
-        width = policy.library.get_output_embeddings().weight.shape[1]
-        self.head = nn.Linear(width, 1, bias=False)
-        nn.init.zeros_(self.head.weight)
-
-    def at(self, packed: Packed, source_M: Tensor) -> Tensor:
-        return self.read(self.policy_trunk.hidden(packed), source_M)
-
-    def read(self, hidden_ND: Tensor, source_M: Tensor) -> Tensor:
-        value_M1: Tensor = self.head(hidden_ND.index_select(0, source_M).float())
-        return value_M1[:, 0]
 
 
 class _Controller:
@@ -557,7 +567,7 @@ def fitting_prompts(
 
 
 def ratio_sums(logprob_BT: Tensor, old_logprob_BT: Tensor, mask_BT: Tensor, *, clip: float) -> dict[str, float]:
-    """Sums over the tokens that count of what is reported about the ratio."""
+    """What is reported about the ratio: sums over the tokens that count, and the largest."""
     log_ratio_M = (logprob_BT - old_logprob_BT)[mask_BT]
     ratio_M = log_ratio_M.exp()
     return {
@@ -565,6 +575,7 @@ def ratio_sums(logprob_BT: Tensor, old_logprob_BT: Tensor, mask_BT: Tensor, *, c
         "square_log_ratio": float((log_ratio_M**2).sum()),
         "abs_log_ratio": float(log_ratio_M.abs().sum()),
         "ratio": float(ratio_M.sum()),
+        "largest": float(ratio_M.max()) if len(ratio_M) else 0.0,
     }
 
 

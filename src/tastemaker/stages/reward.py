@@ -13,7 +13,7 @@ The score is read at the last token: the end token, or the last token of a respo
 from __future__ import annotations
 
 import hashlib
-import math
+import json
 import random
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -29,7 +29,7 @@ from tastemaker.artefacts import CHECKPOINT
 from tastemaker.checkpoint import new_reward_model, save_reward_model
 from tastemaker.corpus import permutation
 from tastemaker.errors import ConfigError, DataError
-from tastemaker.files import write_json
+from tastemaker.files import atomic_write, write_json
 from tastemaker.losses import ranking_loss
 from tastemaker.model import RewardModel
 from tastemaker.packing import microbatches, pack
@@ -47,7 +47,7 @@ class RewardConfig:
     """Reward model training. The defaults are the paper's."""
 
     init: str = "baseline"
-    """The SFT variant to start from (or a model folder)."""
+    """In a recipe, the SFT variant to start from; alone, `--model` says it."""
     part: Literal["all", "first half", "second half"] = "all"
     """Which training prompts to learn from. Two models on different halves are independent judges of each other."""
     epochs: int = 1
@@ -110,6 +110,11 @@ def train_reward_model(
     rankings = [ranking for ranking in rankings if in_part(ranking.prompt, config.part)]
     if not any(len(ranking.order) > 1 for ranking in rankings):
         raise DataError("no ranking prefers one response to another, so there is nothing to learn; give untied ones.")
+    if len(raters_of(rankings)) < config.cross_validation_folds:
+        raise DataError(
+            f"cross_validation_folds is {config.cross_validation_folds}, but the rankings name only "
+            f"{len(raters_of(rankings))} raters; give fewer folds or more raters."
+        )
     model = _train(folder, config, init, rankings, validation, device, seed, name=f"reward {folder.name}")
     scorer = ModelScorer(model, budget=config.microbatch_tokens, precision=config.optimizer.precision)
     if demonstrations:
@@ -118,6 +123,7 @@ def train_reward_model(
         model.offset += float(np.mean(scorer(prompts, responses)))
     results: dict[str, Any] = {"demonstrations_centred": len(demonstrations), "offset": float(model.offset)}
     results |= measure(scorer, validation) if validation else measure(scorer, rankings) | {"on": "training rankings"}
+    write_pairs(folder / "pairs.jsonl", scorer, validation)
     if held_out_raters:
         results["held_out_raters"] = measure(scorer, held_out_raters)
     if config.cross_validation_folds:
@@ -251,18 +257,51 @@ def element_loss(
     return Loss(total / num_prompts, sums)
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ScoredPair:
+    """An untied pair of responses with different texts, better one first: the gap of their scores."""
+
+    ranking: Ranking
+    better: Response
+    worse: Response
+    gap: float
+
+    @property
+    def agreed(self) -> float:
+        """1 where the model agrees with the rater, half where the scores are equal."""
+        return 1.0 if self.gap > 0 else 0.5 if self.gap == 0 else 0.0
+
+
+def scored_pairs(scorer: ModelScorer, rankings: Sequence[Ranking]) -> list[ScoredPair]:
+    """Score every response once, and list the pairs that raters did not tie."""
+    prompts: list[Prompt] = [ranking.prompt for ranking in rankings for _ in ranking.responses]
+    scores = iter(scorer(prompts, [response for ranking in rankings for response in ranking.responses]))
+    pairs = []
+    for ranking in rankings:
+        score_of = [next(scores) for _ in ranking.responses]
+        for better, rank in enumerate(ranking.ranks):
+            for worse, other in enumerate(ranking.ranks):
+                first, second = ranking.responses[better], ranking.responses[worse]
+                if rank < other and first.text != second.text:
+                    gap = score_of[better] - score_of[worse]
+                    pairs.append(ScoredPair(ranking=ranking, better=first, worse=second, gap=gap))
+    return pairs
+
+
 def measure(scorer: ModelScorer, rankings: Sequence[Ranking]) -> dict[str, Any]:
     """Accuracy on the untied pairs of responses with different texts, its interval by prompt, and calibration."""
-    gaps, agreed, clusters = ranked_gaps(scorer, rankings)
-    if not gaps:
+    pairs = scored_pairs(scorer, rankings)
+    if not pairs:
         raise DataError("the rankings to measure on have no untied pair of different responses.")
+    gaps, agreed = [pair.gap for pair in pairs], [pair.agreed for pair in pairs]
+    clusters = [pair.ranking.prompt.key for pair in pairs]
     estimate = accuracy(agreed, clusters)
     curve = calibration_curve(gaps, agreed, bins=min(8, max(1, len(gaps) // 25)), cluster_N=clusters)
     return {
         "accuracy": estimate.value,
         "n": estimate.n,
         "ci95": [estimate.ci95.low, estimate.ci95.high],
-        "log_loss": float(np.mean([math.log1p(math.exp(-gap)) if gap > -500 else -gap for gap in gaps])),
+        "log_loss": float(np.mean(np.logaddexp(0, -np.array(gaps)))),
         "calibration": [
             {"predicted": part.predicted, "observed": part.observed.value, "n": part.observed.n} for part in curve.bins
         ],
@@ -270,21 +309,25 @@ def measure(scorer: ModelScorer, rankings: Sequence[Ranking]) -> dict[str, Any]:
     }
 
 
-def ranked_gaps(scorer: ModelScorer, rankings: Sequence[Ranking]) -> tuple[list[float], list[float], list[str]]:
-    """For every untied pair: score(better) - score(worse), whether that is above 0 (half where it is 0), the prompt."""
-    prompts: list[Prompt] = [ranking.prompt for ranking in rankings for _ in ranking.responses]
-    scores = iter(scorer(prompts, [response for ranking in rankings for response in ranking.responses]))
-    gaps, agreed, clusters = [], [], []
-    for ranking in rankings:
-        score_of = [next(scores) for _ in ranking.responses]
-        for better, rank in enumerate(ranking.ranks):
-            for worse, other in enumerate(ranking.ranks):
-                if rank < other and ranking.responses[better].text != ranking.responses[worse].text:
-                    gap = score_of[better] - score_of[worse]
-                    gaps.append(gap)
-                    agreed.append(1.0 if gap > 0 else 0.5 if gap == 0 else 0.0)
-                    clusters.append(ranking.prompt.key)
-    return gaps, agreed, clusters
+def write_pairs(path: Path, scorer: ModelScorer, rankings: Sequence[Ranking]) -> None:
+    """The held-out pairs with their score gaps, for paired tests against other models."""
+    if not rankings:
+        return
+    with atomic_write(path) as file:
+        for pair in scored_pairs(scorer, rankings):
+            row = {
+                "prompt": pair.ranking.prompt.key,
+                "rater": pair.ranking.author.rater,
+                "gap": pair.gap,
+                "better": pair.better.text,
+                "worse": pair.worse.text,
+            }
+            file.write(json.dumps(row, ensure_ascii=False) + "\n")
+
+
+def raters_of(rankings: Sequence[Ranking]) -> list[str]:
+    """Who ranked; rankings without a rater's name count as one rater's."""
+    return sorted({ranking.author.rater or "" for ranking in rankings})
 
 
 def cross_validate(
@@ -295,13 +338,7 @@ def cross_validate(
     Each fold trains on the rankings of the other folds' raters, and is measured on the held-out raters' rankings and,
     for comparison, on a tenth of the training raters' own that it did not train on.
     """
-    raters = sorted({ranking.author.rater or "" for ranking in rankings})
-    if len(raters) < config.cross_validation_folds:
-        raise DataError(
-            f"cross_validation_folds is {config.cross_validation_folds}, but the rankings name only {len(raters)} "
-            "raters; give fewer folds or more raters."
-        )
-    folds = []
+    raters, folds = raters_of(rankings), []
     for fold in range(config.cross_validation_folds):
         out = set(raters[fold :: config.cross_validation_folds])
         inside = [ranking for ranking in rankings if (ranking.author.rater or "") not in out]

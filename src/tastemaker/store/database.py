@@ -123,10 +123,12 @@ def _to_json(value: object) -> str:
     return json.dumps(value, ensure_ascii=True, allow_nan=False, separators=(",", ":"))
 
 
+# A web server works on some forty requests at once, each with a connection of its own for a moment.
+_POOL: dict[str, object] = {"pool_size": 5, "max_overflow": 45}
 _CONNECT: dict[str, dict[str, object]] = {
-    "sqlite": {"connect_args": {"timeout": BUSY_SECONDS}},
+    "sqlite": {"connect_args": {"timeout": BUSY_SECONDS}, **_POOL},
     # A server may have been restarted since a pooled connection was last used.
-    "postgresql": {"pool_pre_ping": True},
+    "postgresql": {"pool_pre_ping": True, **_POOL},
 }
 
 

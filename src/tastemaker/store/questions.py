@@ -84,6 +84,15 @@ def find(connection: sa.Connection, name: str) -> Study:
     if row is None:
         known = ", ".join(connection.execute(sa.select(studies.c.name).order_by(studies.c.id).limit(20)).scalars())
         raise StoreError(f"There is no study {name!r}; the store has {known or 'none yet'}.")
+    return _as_study(row)
+
+
+def every(connection: sa.Connection) -> list[Study]:
+    """All studies, oldest first."""
+    return [_as_study(row) for row in connection.execute(sa.select(studies).order_by(studies.c.id))]
+
+
+def _as_study(row: sa.Row[tuple[object, ...]]) -> Study:
     return Study(
         id=row.id,
         name=row.name,

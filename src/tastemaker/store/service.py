@@ -223,6 +223,11 @@ class LabelService:
 
     # --- what stages read, and raters never ---------------------------------------------------------------------
 
+    def studies(self) -> list[Study]:
+        """All studies, oldest first."""
+        with self._store.read() as connection:
+            return questions.every(connection)
+
     def progress(self, study: str) -> Progress:
         """How many slots a study has, and how many are answered, leased and open."""
         with self._store.read() as connection:

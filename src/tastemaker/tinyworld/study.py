@@ -25,6 +25,7 @@ PRETRAINING_MIX_SEED = 4321  # text for PPO-ptx and the SFT mix: the web, but no
 # Utilities at which the next point of the 1 to 7 scale begins: gold utility of 1 is about a 4 or 5.
 LIKERT_CUTS = (-1.5, -0.8, -0.1, 0.6, 1.3, 2.0)
 LAPSE = 0.02
+TIE_THRESHOLD = 0.15  # utilities closer than this are a tie; "encouraged" in the paper
 # The world's own names for the paper's yes/no fields.
 FLAG_NAMES: Mapping[str, str] = {
     "fails_instruction": "fails_to_follow_instruction",
@@ -73,6 +74,7 @@ def raters(group: str, count: int, seed: int) -> list[RaterProfile]:
                 weights=rater_weights(kind, index, seed),
                 noise=0.0,
                 lapse=LAPSE,
+                tie_threshold=TIE_THRESHOLD,
                 likert_cuts=LIKERT_CUTS,
             )
         )

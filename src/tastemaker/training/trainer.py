@@ -46,8 +46,8 @@ class OptimizerConfig:
     """What matrix products are computed in; weights and their updates are fp32 always."""
 
     def __post_init__(self) -> None:
-        if not self.learning_rate > 0:
-            raise ConfigError(f"learning_rate is {self.learning_rate}; it must be above 0.")
+        if not 0 < self.learning_rate < math.inf:
+            raise ConfigError(f"learning_rate is {self.learning_rate}; it must be a number above 0.")
         if not 0 <= self.floor <= 1:
             raise ConfigError(f"floor is {self.floor}; it is a share of the peak rate, from 0 to 1.")
 
@@ -110,6 +110,7 @@ class Trainer:
                 loss = loss_fn(batch, denominator)
             value = float(loss.value.detach())
             if not math.isfinite(value):
+                self.optimizer.zero_grad(set_to_none=True)
                 raise TrainingError(
                     f"the loss is {value} at optimizer step {self.steps_taken}; the weights were not changed. Usual "
                     "causes: a learning rate that is too high, or data with extreme lengths or scores."
@@ -124,6 +125,7 @@ class Trainer:
         """Clip the accumulated gradients, take the step, clear them."""
         norm = float(nn.utils.clip_grad_norm_(self.parameters, self.config.max_grad_norm))
         if not math.isfinite(norm):
+            self.optimizer.zero_grad(set_to_none=True)
             raise TrainingError(
                 f"the gradient's norm is {norm} at optimizer step {self.steps_taken}; the weights were not changed. "
                 "Lower the learning rate, or look for extreme inputs."

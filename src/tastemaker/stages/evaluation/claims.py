@@ -12,6 +12,7 @@ from typing import Any, Literal, Protocol
 
 from tastemaker.errors import ConfigError
 from tastemaker.intervals import Estimate
+from tastemaker.store.tasks import FLAGS
 
 Measure = Literal[
     "win_rate",
@@ -20,8 +21,13 @@ Measure = Literal[
     "flag_rate_difference",
     "likert_difference",
     "text_loss_difference",
+    "text_loss_recovered",
+    "reference_loss_difference",
+    "proxy_difference",
     "reward_accuracy",
     "reward_accuracy_drop",
+    "reward_accuracy_difference",
+    "reward_log_loss_difference",
     "gold_difference",
 ]
 
@@ -35,6 +41,8 @@ class Check:
     """A contestant, or a reward variant for the reward measures."""
     b: str | None = None
     """The other contestant, for measures of two."""
+    base: str | None = None
+    """For text_loss_recovered: of what `a` lost against this one, the share that `b` did not lose."""
     decoding: str | None = None
     """"greedy" or "T=1"; None: the last one of the evaluation."""
     judge: str | None = None
@@ -49,8 +57,10 @@ class Check:
     def __post_init__(self) -> None:
         if (self.above is None) == (self.below is None):
             raise ConfigError(f"a check of {self.measure} needs exactly one of 'above' and 'below'.")
-        if "flag" in self.measure and self.flag is None:
-            raise ConfigError(f"a check of {self.measure} needs 'flag', the field that raters set.")
+        if "flag" in self.measure and self.flag not in FLAGS:
+            raise ConfigError(f"flag is {self.flag!r}; a check of {self.measure} needs one of {', '.join(FLAGS)}.")
+        if self.b is None and ("win_rate" in self.measure or "difference" in self.measure):
+            raise ConfigError(f"a check of {self.measure} compares two; give 'b'.")
 
     def holds(self, estimate: Estimate) -> bool:
         if self.above is not None:

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from tastemaker.console import progress
 from tastemaker.errors import ConfigError
-from tastemaker.generation import FinishReason, Rollout
+from tastemaker.generation import Rollout
 from tastemaker.model import LanguageModel
 from tastemaker.packing import microbatches, pack, response_sources
 from tastemaker.records import Demonstration, Prompt, Response
@@ -80,6 +80,8 @@ class Sampled:
     """Nats a token, estimated by -log p of the sampled tokens."""
     kl: tuple[float, ...] | None
     """log pi - log pi_ref summed over each response; None without a reference."""
+    reference_logprob: tuple[float, ...] | None = None
+    """log pi_ref summed over each response; None without a reference."""
 
 
 Responses = Mapping[tuple[str, str], Sampled]
@@ -103,11 +105,13 @@ def respond(
             progress=ticker.advance,
         )
     rollouts = _best(field, prompts, groups, scorer) if n > 1 else [group[0] for group in groups]
+    reference = None if field.reference is None else reference_logprobs(field.reference, rollouts, decoding)
     return Sampled(
         responses=tuple(as_response(field.policy, rollout) for rollout in rollouts),
         num_tokens=tuple(len(rollout.response_ids) for rollout in rollouts),
         entropy=None if decoding.greedy or n > 1 else _entropy(rollouts),
-        kl=_kl(field, rollouts, decoding, n),
+        kl=None if decoding.greedy or reference is None else _kl(rollouts, reference, n),
+        reference_logprob=reference,
     )
 
 
@@ -161,18 +165,17 @@ def _entropy(rollouts: Sequence[Rollout]) -> float:
     return -float(np.mean([logprob for rollout in rollouts for logprob in rollout.logprobs]))
 
 
-def _kl(field: Field, rollouts: Sequence[Rollout], decoding: DecodingConfig, n: int) -> tuple[float, ...] | None:
-    if field.reference is None or decoding.greedy:
-        return None
-    reference = reference_logprobs(field.reference, rollouts, decoding)
-    sampled = [sum(rollout.logprobs) for rollout in rollouts]
+def _kl(rollouts: Sequence[Rollout], reference: Sequence[float], n: int) -> tuple[float, ...]:
     if n > 1:  # the law of the best of n is not the sampler's; its KL has a closed form
         return tuple(best_of_n_kl(n) for _ in rollouts)
+    sampled = [sum(rollout.logprobs) for rollout in rollouts]
     return tuple(ours - theirs for ours, theirs in zip(sampled, reference, strict=True))
 
 
 @torch.no_grad()
-def reference_logprobs(reference: LanguageModel, rollouts: Sequence[Rollout], decoding: DecodingConfig) -> list[float]:
+def reference_logprobs(
+    reference: LanguageModel, rollouts: Sequence[Rollout], decoding: DecodingConfig
+) -> tuple[float, ...]:
     """The reference's log-prob of each rollout's response, summed over its tokens."""
     sequences = [(*rollout.prompt_ids, *rollout.response_ids) for rollout in rollouts]
     sums = [0.0] * len(rollouts)
@@ -186,13 +189,9 @@ def reference_logprobs(reference: LanguageModel, rollouts: Sequence[Rollout], de
         parts: tuple[Tensor, ...] = torch.split(logprob_M, lengths)
         for index, part in zip(group, parts, strict=True):
             sums[index] = float(part.sum())
-    return sums
+    return tuple(sums)
 
 
 def finished_rate(sampled: Sampled) -> float:
     """The share of responses that ended by themselves."""
     return float(np.mean([response.finished for response in sampled.responses]))
-
-
-def is_finished(rollout: Rollout) -> bool:
-    return rollout.finish is FinishReason.STOP

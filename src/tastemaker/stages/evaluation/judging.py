@@ -15,7 +15,7 @@ from tastemaker.errors import ConfigError
 from tastemaker.panel import Panel, collect
 from tastemaker.records import Prompt
 from tastemaker.responses import DecodingConfig
-from tastemaker.stages.evaluation.claims import Claim
+from tastemaker.stages.evaluation.claims import Check, Claim
 from tastemaker.stages.evaluation.contestants import Contestant, Responses
 from tastemaker.store import LabelService
 from tastemaker.store.tasks import Comparison, Guideline, NewItem, NewOutput, Rating, StudyConfig
@@ -64,6 +64,34 @@ class EvaluationConfig:
         if unknown:
             known = ", ".join(sorted(self.contestants))
             raise ConfigError(f"{', '.join(map(repr, unknown))} is no contestant; contestants are {known}.")
+        if not self.decodings or len(names := [one.name for one in self.decodings]) > len(set(names)):
+            raise ConfigError("decodings must be at least one, each with a temperature of its own.")
+        for claim in self.claims:
+            for check in claim.checks:
+                problem = self._problem(check)
+                if problem is not None:
+                    raise ConfigError(f"claim {claim.id}: {check.measure} of {check.a!r}: {problem}")
+
+    def _problem(self, check: Check) -> str | None:
+        """What keeps a check from being measured in this evaluation: found now, not after days of training."""
+        if check.measure.startswith("reward_"):
+            return None  # of a reward variant, which the recipe knows
+        names = [name for name in (check.a, check.b, check.base) if name is not None]
+        for name in names:
+            if name not in self.contestants:
+                return f"{name!r} is no contestant."
+        if check.decoding is not None and check.decoding not in [one.name for one in self.decodings]:
+            return f"the decoding {check.decoding!r} is none of {', '.join(one.name for one in self.decodings)}."
+        if "win_rate" in check.measure:
+            if (check.a, check.b) not in self.pairs:
+                return f"the pair with {check.b!r} is not judged; add it to pairs."
+            if check.judge is not None and check.judge not in self.judges:
+                return f"{check.judge!r} raters do not judge; add them to judges."
+        if ("flag" in check.measure or "likert" in check.measure) and not set(names) <= set(self.rated):
+            return "such a claim needs ratings; add the contestants to rated."
+        if check.measure == "gold_difference" and self.gold is None:
+            return "give 'gold', the function that knows the true worth."
+        return None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

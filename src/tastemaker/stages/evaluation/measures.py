@@ -9,18 +9,20 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 
 from tastemaker.errors import ConfigError, DataError
-from tastemaker.intervals import Estimate, Interval, mean_ci
+from tastemaker.intervals import Estimate, Floats, Interval, bootstrap_interval, mean_ci
 from tastemaker.records import Prompt
 from tastemaker.stages.evaluation.claims import Check
 from tastemaker.stages.evaluation.contestants import Responses, Sampled, finished_rate
 from tastemaker.stages.evaluation.judging import EvaluationConfig, Judged
 from tastemaker.statistics import distinct_n, length_controlled_win_rate, win_rate
 from tastemaker.store.tasks import Rating
+
+Row = TypeVar("Row")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -39,6 +41,8 @@ class Tables:
     gold: Mapping[tuple[str, str], Sequence[float]] = field(default_factory=dict)
     reward: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     """Per reward variant: its results.json."""
+    reward_pairs: Mapping[str, Sequence[Mapping[str, Any]]] = field(default_factory=dict)
+    """Per reward variant: its held-out pairs with their score gaps (pairs.jsonl)."""
 
     def find(self, check: Check) -> Estimate:
         """The number that a check is about."""
@@ -46,16 +50,50 @@ class Tables:
             return self._win_rate(check)
         if check.measure in ("reward_accuracy", "reward_accuracy_drop"):
             return self._reward(check)
+        if check.measure in ("reward_accuracy_difference", "reward_log_loss_difference"):
+            return self._reward_difference(check)
         if check.measure == "text_loss_difference":
             ours, theirs = self._both(check, self.text_losses)
             return mean_ci(np.subtract(ours, theirs), range(len(ours)))
-        decoding = check.decoding or self.config.decodings[-1].name
-        if check.measure == "gold_difference":
-            a, b = self._names(check)
-            kept = [place for place, prompt in enumerate(self.prompts) if _fits(prompt, check.where)]
-            difference = [self.gold[a, decoding][place] - self.gold[b, decoding][place] for place in kept]
-            return mean_ci(difference, [self.prompts[place].key for place in kept])
+        if check.measure == "text_loss_recovered":
+            return self._recovered(check)
+        by_response = {
+            "gold_difference": self.gold,
+            "proxy_difference": self.proxy,
+            "reference_loss_difference": self._reference_losses(),
+        }
+        if check.measure in by_response:
+            return self._difference(check, by_response[check.measure])
         return self._rating(check)
+
+    def _difference(self, check: Check, table: Mapping[tuple[str, str], Sequence[float]]) -> Estimate:
+        """The mean over prompts of a number that every response has."""
+        decoding = check.decoding or self.config.decodings[-1].name
+        ours, theirs = self._both(check, {name: row for (name, how), row in table.items() if how == decoding})
+        kept = [place for place, prompt in enumerate(self.prompts) if _fits(prompt, check.where)]
+        return mean_ci([ours[place] - theirs[place] for place in kept], [self.prompts[place].key for place in kept])
+
+    def _reference_losses(self) -> dict[tuple[str, str], list[float]]:
+        """How unlikely the reference finds each response, nats a token."""
+        return {
+            who: [-logprob / count for logprob, count in zip(one.reference_logprob, one.num_tokens, strict=True)]
+            for who, one in self.responses.items()
+            if one.reference_logprob is not None
+        }
+
+    def _recovered(self, check: Check) -> Estimate:
+        """Of the text loss that `a` adds to `base`, the share that `b` does not add."""
+        ours, theirs = self._both(check, self.text_losses)
+        if check.base is None or check.base not in self.text_losses:
+            raise ConfigError(f"a check of {check.measure} needs 'base', a contestant with a held-out text loss.")
+        base = self.text_losses[check.base]
+        sum_CF = np.stack([np.subtract(ours, theirs), np.subtract(ours, base)], axis=1)
+
+        def share(sum_RF: Floats) -> Floats:
+            return np.asarray(sum_RF[:, 0] / sum_RF[:, 1])
+
+        value = float(share(sum_CF.sum(0, keepdims=True))[0])
+        return Estimate(value=value, ci95=bootstrap_interval(sum_CF, share), n=len(base))
 
     def _win_rate(self, check: Check) -> Estimate:
         a, b = self._names(check)
@@ -103,7 +141,19 @@ class Tables:
         reach = math.hypot(own.ci95.width / 2, other.ci95.width / 2)
         return Estimate(value=drop, ci95=Interval(drop - reach, drop + reach), n=own.n + other.n)
 
-    def _both(self, check: Check, table: Mapping[str, Sequence[float]]) -> tuple[Sequence[float], Sequence[float]]:
+    def _reward_difference(self, check: Check) -> Estimate:
+        """Two reward models on the same held-out pairs."""
+        ours, theirs = self._both(check, self.reward_pairs)
+        if [row["prompt"] for row in ours] != [row["prompt"] for row in theirs]:
+            raise ConfigError(f"{check.a!r} and {check.b!r} were not measured on the same pairs.")
+        gap_2N = np.array([[float(row["gap"]) for row in rows] for rows in (ours, theirs)])
+        if check.measure == "reward_accuracy_difference":
+            value_2N = np.where(gap_2N == 0, 0.5, gap_2N > 0)
+        else:
+            value_2N = np.logaddexp(0, -gap_2N)
+        return mean_ci(value_2N[0] - value_2N[1], [row["prompt"] for row in ours])
+
+    def _both(self, check: Check, table: Mapping[str, Sequence[Row]]) -> tuple[Sequence[Row], Sequence[Row]]:
         a, b = self._names(check)
         for name in (a, b):
             if name not in table:

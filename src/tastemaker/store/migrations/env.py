@@ -4,7 +4,6 @@ from alembic import context
 
 from tastemaker.store.schema import metadata
 
-# transactional_ddl: SQLite rolls table definitions back like anything else, which its adapter does not assume.
-context.configure(connection=context.config.attributes["connection"], target_metadata=metadata, transactional_ddl=True)
-with context.begin_transaction():
+context.configure(connection=context.config.attributes["connection"], target_metadata=metadata)
+with context.begin_transaction():  # the one that is open already: it is committed, or rolled back, by `Store`
     context.run_migrations()

@@ -1,0 +1,219 @@
+"""Stage folders: skipped when up to date, resumed when interrupted, begun anew when changed, never left half."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+from tastemaker.artefacts import (
+    CHECKPOINT,
+    MANIFEST,
+    STARTED,
+    StageOutcome,
+    hash_path,
+    hash_tree,
+    read_json,
+    read_manifest,
+    run_stage,
+)
+from tastemaker.errors import AnswersMissing, DataError, TrainingError
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Settings:
+    rate: float = 0.5
+
+
+def writes(text: str) -> Callable[[Path], None]:
+    def work(folder: Path) -> None:
+        (folder / "result.txt").write_text(text)
+
+    return work
+
+
+def fails(error: BaseException, *, after: str | None = None) -> Callable[[Path], None]:
+    def work(folder: Path) -> None:
+        if after is not None:
+            (folder / "partial.txt").write_text(after)
+        raise error
+
+    return work
+
+
+def stage(
+    folder: Path,
+    work: Callable[[Path], None],
+    *,
+    config: Settings | None = None,
+    inputs: dict[str, Path | str] | None = None,
+) -> StageOutcome:
+    return run_stage(folder, stage="s", config=config or Settings(), inputs=inputs or {}, work=work)
+
+
+def contents(folder: Path) -> dict[str, str]:
+    return {str(path.relative_to(folder)): path.read_text() for path in folder.rglob("*") if path.is_file()}
+
+
+@pytest.fixture
+def out(tmp_path: Path) -> Path:
+    return tmp_path / "out"
+
+
+def test_a_finished_stage_is_skipped(out: Path) -> None:
+    assert not stage(out, writes("one")).skipped
+    assert stage(out, writes("two")).skipped
+    assert (out / "result.txt").read_text() == "one"
+
+
+@pytest.mark.parametrize("change", ["config", "input", "output"])
+def test_whatever_changes_makes_it_run_again(out: Path, tmp_path: Path, change: str) -> None:
+    data = tmp_path / "data.txt"
+    data.write_text("a")
+    stage(out, writes("one"), inputs={"data": data})
+    config = Settings(rate=0.25) if change == "config" else Settings()
+    if change == "input":
+        data.write_text("b")
+    if change == "output":
+        (out / "result.txt").write_text("somebody wrote here")
+    assert not stage(out, writes("two"), config=config, inputs={"data": data}).skipped
+    assert (out / "result.txt").read_text() == "two"
+
+
+def test_a_file_that_is_only_touched_or_moved_changes_nothing(out: Path, tmp_path: Path) -> None:
+    first, second = tmp_path / "first.txt", tmp_path / "second.txt"
+    first.write_text("a")
+    second.write_text("a")
+    stage(out, writes("one"), inputs={"data": first})
+    assert stage(out, writes("two"), inputs={"data": second}).skipped
+
+
+def test_the_manifest_tells_where_results_come_from(out: Path, tmp_path: Path) -> None:
+    data = tmp_path / "data"
+    (data / "deep").mkdir(parents=True)
+    (data / "deep" / "a.txt").write_text("a")
+    stage(out, writes("one"), inputs={"z": "named", "data": data})
+    manifest = read_manifest(out)
+    assert manifest is not None
+    assert manifest["config"] == {"rate": 0.5}
+    assert manifest["inputs"] == {"data": hash_path(data), "z": "named"}
+    assert list(manifest["inputs"]) == ["data", "z"]
+    assert manifest["outputs"] == {"result.txt": hash_path(out / "result.txt")}
+    for name in ("stage", "code", "libraries", "python", "finished", "seconds", "peak_memory_mb"):
+        assert manifest[name], name
+    assert not (out / STARTED).exists()
+
+
+def test_an_interrupted_stage_finds_its_checkpoint_and_its_time(out: Path) -> None:
+    def killed(folder: Path) -> None:
+        (folder / CHECKPOINT).mkdir()
+        (folder / CHECKPOINT / "state").write_text("half")
+        (folder / ".model.123.partial").write_text("torn")
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        stage(out, killed)
+    started = read_json(out / STARTED)
+    assert started["seconds"] > 0
+    assert read_manifest(out) is None
+
+    def resumed(folder: Path) -> None:
+        assert (folder / CHECKPOINT / "state").read_text() == "half"
+        assert not (folder / ".model.123.partial").exists()
+        writes("whole")(folder)
+
+    outcome = stage(out, resumed)
+    assert outcome.seconds > started["seconds"]
+    assert set(contents(out)) == {"result.txt", MANIFEST}
+
+
+def test_an_interrupted_stage_with_other_settings_begins_anew(out: Path) -> None:
+    with pytest.raises(KeyboardInterrupt):
+        stage(out, fails(KeyboardInterrupt(), after="half"))
+    stage(out, writes("new"), config=Settings(rate=0.1))
+    assert set(contents(out)) == {"result.txt", MANIFEST}
+
+
+def test_a_started_file_that_a_kill_tore_begins_anew(out: Path) -> None:
+    out.mkdir()
+    (out / STARTED).write_text('{"stage": ')
+    (out / "junk").write_text("x")
+    stage(out, writes("new"))
+    assert set(contents(out)) == {"result.txt", MANIFEST}
+
+
+@pytest.mark.parametrize("error", [DataError("bad"), AnswersMissing(missing=3, task="ranking", address="here")])
+def test_an_error_before_anything_was_written_leaves_no_folder(out: Path, error: DataError | AnswersMissing) -> None:
+    with pytest.raises(type(error)):
+        stage(out, fails(error))
+    assert list(out.parent.iterdir()) == []
+
+
+def test_an_error_before_anything_was_written_leaves_the_old_result(out: Path) -> None:
+    stage(out, writes("one"))
+    before = contents(out)
+    with pytest.raises(DataError):
+        stage(out, fails(DataError("bad")), config=Settings(rate=0.1))
+    assert contents(out) == before
+    assert [path.name for path in out.parent.iterdir()] == ["out"]
+    assert stage(out, writes("two")).skipped
+
+
+def test_an_error_in_the_midst_keeps_what_was_done(out: Path) -> None:
+    with pytest.raises(TrainingError):
+        stage(out, fails(TrainingError("nan"), after="half"))
+    assert set(contents(out)) == {"partial.txt", STARTED}
+
+
+def test_the_old_result_goes_when_the_new_one_stands(out: Path) -> None:
+    stage(out, writes("one"))
+    with pytest.raises(TrainingError):
+        stage(out, fails(TrainingError("nan"), after="half"), config=Settings(rate=0.1))
+    stage(out, writes("two"), config=Settings(rate=0.2))
+    assert (out / "result.txt").read_text() == "two"
+    assert [path.name for path in out.parent.iterdir()] == ["out"]
+
+
+def test_hashes_leave_out_timings_and_checkpoints(tmp_path: Path) -> None:
+    for name in (
+        "model.bin",
+        "metrics.jsonl",
+        MANIFEST,
+        STARTED,
+        "checkpoint/state.pt",
+        ".hidden",
+        "deep/checkpoint/x",
+    ):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text("x")
+    assert list(hash_tree(tmp_path)) == ["model.bin"]
+
+
+def test_a_renamed_file_changes_a_folders_hash(tmp_path: Path) -> None:
+    (tmp_path / "a").write_text("x")
+    before = hash_path(tmp_path)
+    (tmp_path / "a").rename(tmp_path / "b")
+    assert hash_path(tmp_path) != before
+
+
+def test_a_missing_input_is_said(out: Path) -> None:
+    with pytest.raises(DataError, match="does not exist, but a stage needs it"):
+        stage(out, writes("x"), inputs={"data": out / "none"})
+    assert not out.exists()
+
+
+def test_a_torn_manifest_is_said(out: Path) -> None:
+    stage(out, writes("one"))
+    (out / MANIFEST).write_text('{"stage"')
+    with pytest.raises(DataError, match="is not a manifest; delete the stage's folder"):
+        stage(out, writes("two"))
+
+
+def test_what_json_cannot_hold_is_said(tmp_path: Path) -> None:
+    (tmp_path / "x.json").write_text("{")
+    with pytest.raises(DataError, match="is not JSON"):
+        read_json(tmp_path / "x.json")
+    with pytest.raises(DataError, match="does not exist"):
+        read_json(tmp_path / "y.json")

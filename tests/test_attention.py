@@ -1,0 +1,100 @@
+"""Attention over packed sequences against its definition, one query and one sequence at a time."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import pytest
+import torch
+from tests.models import make_library, random_sequences
+from torch import Tensor, nn
+
+from tastemaker.attention import PACKED, packed_attention, packed_attention_on
+from tastemaker.packing import pack
+
+HEADS, GROUPS, SIZE = 6, 3, 5
+LENGTHS = [4, 1, 7, 2]
+
+
+def queries_keys_values() -> tuple[Tensor, Tensor, Tensor]:
+    generator = torch.Generator().manual_seed(0)
+    total = sum(LENGTHS)
+    query, key, value = (
+        torch.randn(1, heads, total, SIZE, generator=generator, dtype=torch.float64)
+        for heads in (HEADS, GROUPS, GROUPS)
+    )
+    return query, key, value
+
+
+def by_definition(query: Tensor, key: Tensor, value: Tensor, scale: float, window: int | None) -> Tensor:
+    out, start = torch.zeros(1, sum(LENGTHS), HEADS, SIZE, dtype=torch.float64), 0
+    for length in LENGTHS:
+        for place in range(length):
+            first = 0 if window is None else max(0, place - window + 1)
+            seen = slice(start + first, start + place + 1)
+            for head in range(HEADS):
+                group = head // (HEADS // GROUPS)
+                weight = (key[0, group, seen] @ query[0, head, start + place] * scale).softmax(0)
+                out[0, start + place, head] = weight @ value[0, group, seen]
+        start += length
+    return out
+
+
+@pytest.mark.parametrize("window", [None, 1, 3, 7, 50])
+@pytest.mark.parametrize("scaling", [None, 0.3])
+def test_each_token_attends_within_its_own_sequence(window: int | None, scaling: float | None) -> None:
+    query, key, value = queries_keys_values()
+    found, _ = packed_attention(
+        nn.Identity(),
+        query,
+        key,
+        value,
+        None,
+        scaling=scaling,
+        sliding_window=window,
+        packed=pack(random_sequences(LENGTHS)),
+    )
+    expected = by_definition(query, key, value, scaling or 1 / math.sqrt(SIZE), window)
+    torch.testing.assert_close(found, expected, rtol=0, atol=1e-12)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"packed": None}, "without packed"),
+        ({"softcap": 50.0}, "softcap"),
+        ({"s_aux": torch.zeros(6)}, "s_aux"),
+        ({"is_causal": False}, "no causality"),
+        ({"attention_mask": torch.tensor(4)}, "local to 4 tokens"),
+        ({"attention_mask": torch.tensor(4), "sliding_window": 5}, "local to 4 tokens"),
+    ],
+)
+def test_what_it_does_not_do_is_refused(options: dict[str, Any], message: str) -> None:
+    query, key, value = queries_keys_values()
+    given = {"attention_mask": None, "packed": pack(random_sequences(LENGTHS))} | options
+    with pytest.raises(ValueError, match=message):
+        packed_attention(nn.Identity(), query, key, value, **given)
+
+
+def test_what_changes_nothing_is_let_through() -> None:
+    query, key, value = queries_keys_values()
+    packed = pack(random_sequences(LENGTHS))
+    plain, _ = packed_attention(nn.Identity(), query, key, value, None, packed=packed)
+    options: dict[str, Any] = {"use_cache": False, "position_ids": torch.zeros(1), "softcap": None, "is_causal": True}
+    found, _ = packed_attention(nn.Identity(), query, key, value, None, packed=packed, **options)
+    assert torch.equal(found, plain)
+
+
+def test_the_usual_attention_is_back_after_the_block_and_after_an_error() -> None:
+    library = make_library("llama")
+    usual = library.config._attn_implementation
+
+    def run() -> None:
+        with packed_attention_on(library.config):
+            assert library.config._attn_implementation == PACKED
+            raise RuntimeError("within")
+
+    with pytest.raises(RuntimeError, match="within"):
+        run()
+    assert library.config._attn_implementation == usual

@@ -1,0 +1,307 @@
+"""Models and states on disk: what the library makes of our folders, and what a kill leaves behind."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+import gguf
+import pytest
+import torch
+from tests.models import ARCHITECTURES, VOCABULARY, make_library, make_tokenizer, random_sequences, save_model
+from tests.test_tokenizer import train_bpe
+from torch import Tensor
+from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer
+
+from tastemaker.checkpoint import (
+    load_policy,
+    load_reward_model,
+    load_state,
+    new_reward_model,
+    resolve_source,
+    save_policy,
+    save_reward_model,
+    save_state,
+    written_whole,
+)
+from tastemaker.errors import ModelError
+from tastemaker.packing import pack
+
+SEQUENCES = random_sequences([5, 2, 9])
+every_architecture = pytest.mark.parametrize("architecture", sorted(ARCHITECTURES))
+
+
+def logits(library: Any, ids: list[int]) -> Tensor:
+    found: Tensor = library(input_ids=torch.tensor([ids]), use_cache=False).logits[0]
+    return found.detach()
+
+
+# --- policies --------------------------------------------------------------------------------------------------------
+
+
+@every_architecture
+def test_a_saved_policy_is_an_ordinary_model(architecture: str, tmp_path: Path) -> None:
+    policy = load_policy(str(save_model(tmp_path / "base", architecture)))
+    assert policy.trunk.padded is False
+    save_policy(tmp_path / "saved", policy)
+    library = AutoModelForCausalLM.from_pretrained(str(tmp_path / "saved"))
+    assert library.dtype == torch.float32
+    torch.testing.assert_close(logits(library, SEQUENCES[2]), logits(policy.library, SEQUENCES[2]), rtol=0, atol=1e-6)
+    tokenizer = AutoTokenizer.from_pretrained(str(tmp_path / "saved"))
+    assert tokenizer.chat_template == policy.tokenizer.library.chat_template
+    assert (tmp_path / "saved" / "model.safetensors").exists()
+
+
+def test_half_precision_weights_are_trained_in_fp32(tmp_path: Path) -> None:
+    library = make_library("llama").to(torch.bfloat16)
+    library.save_pretrained(str(tmp_path))
+    make_tokenizer().save_pretrained(str(tmp_path))
+    policy = load_policy(str(tmp_path))
+    assert {parameter.dtype for parameter in policy.parameters()} == {torch.float32}
+
+
+def test_other_weights_can_be_saved_in_their_place(tmp_path: Path) -> None:
+    policy = load_policy(str(save_model(tmp_path / "base")))
+    before = {name: tensor.clone() for name, tensor in policy.library.state_dict().items()}
+    other = {name: p.detach() + 0.25 for name, p in policy.library.named_parameters() if "q_proj" in name}
+    save_policy(tmp_path / "average", policy, weights=other)
+    saved = load_policy(str(tmp_path / "average")).library.state_dict()
+    for name, tensor in policy.library.state_dict().items():
+        assert torch.equal(tensor, before[name]), "the policy itself was changed"
+        assert torch.equal(saved[name], other.get(name, before[name])), name
+
+
+@pytest.mark.parametrize(("residual", "expected"), [(0.0, 0.0), (0.2, 0.2)])
+def test_only_residual_dropout_is_ever_on(residual: float, expected: float, tmp_path: Path) -> None:
+    folder = save_model(tmp_path, "gpt2", resid_pdrop=0.5, embd_pdrop=0.5, attn_pdrop=0.5)
+    policy = load_policy(str(folder), residual_dropout=residual)
+    assert not policy.training
+    found = {name: part.p for name, part in policy.library.named_modules() if isinstance(part, torch.nn.Dropout)}
+    assert found
+    for name, share in found.items():
+        assert share == (expected if "resid" in name or "mlp" in name else 0.0), name
+
+
+def test_dropout_that_an_architecture_lacks_is_reported(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    with caplog.at_level("INFO", logger="tastemaker.checkpoint"):
+        load_policy(str(save_model(tmp_path)), residual_dropout=0.2)
+    assert "llama has no residual dropout" in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda folder: folder / "missing", "does not exist; give a model folder"),
+        (lambda folder: _written(folder / "notes.txt"), "is a file; give a model folder"),
+        (lambda folder: folder, "not a model folder: it has no config.json"),
+        (lambda folder: folder / "missing.gguf", "does not exist; give the path of a GGUF file"),
+    ],
+)
+def test_what_is_no_model_is_refused(make: Any, message: str, tmp_path: Path) -> None:
+    with pytest.raises(ModelError, match=message):
+        load_policy(str(make(tmp_path)))
+
+
+def _written(path: Path) -> Path:
+    path.write_text("notes")
+    return path
+
+
+def test_weights_the_library_would_invent_are_refused(tmp_path: Path) -> None:
+    reward = new_reward_model(str(save_model(tmp_path / "base", tie_word_embeddings=False)), seed=0)
+    save_reward_model(tmp_path / "reward", reward)
+    with pytest.raises(ModelError, match="not a causal language model: it has no weights for lm_head"):
+        load_policy(str(tmp_path / "reward"))
+    config = json.loads((tmp_path / "base" / "config.json").read_text())
+    config |= {"id2label": {"0": "LABEL_0"}, "label2id": {"LABEL_0": 0}}  # what num_labels = 1 looks like
+    (tmp_path / "base" / "config.json").write_text(json.dumps(config))
+    with pytest.raises(ModelError, match="not a reward model: it has no weights for score"):
+        load_reward_model(str(tmp_path / "base"))
+
+
+def test_a_tokenizer_larger_than_the_model_is_refused(tmp_path: Path) -> None:
+    save_model(tmp_path, vocabulary=VOCABULARY - 1)
+    with pytest.raises(ModelError, match="97 tokens, but the model's embedding has only 96 rows"):
+        load_policy(str(tmp_path))
+
+
+# --- sources ---------------------------------------------------------------------------------------------------------
+
+
+def test_package_sources() -> None:
+    assert resolve_source("org/name") == "org/name"
+    path = Path(resolve_source("package:tastemaker.store/schema.py"))
+    assert path.name == "schema.py"
+    assert path.is_file()
+    with pytest.raises(ModelError, match="'tastemaker_nothing', which is not installed"):
+        resolve_source("package:tastemaker_nothing/model")
+    with pytest.raises(ModelError, match="does not bring"):
+        resolve_source("package:tastemaker/no-such-model")
+
+
+def write_gguf(path: Path, library: Any, tokenizer: Any) -> None:
+    """A Qwen2 model and a byte-level tokenizer as a GGUF file in fp32."""
+    config, vocabulary = library.config, sorted(tokenizer.get_vocab(), key=tokenizer.get_vocab().get)
+    special = {token.content for token in tokenizer.added_tokens_decoder.values()}
+    writer = gguf.GGUFWriter(str(path), "qwen2")
+    writer.add_context_length(config.max_position_embeddings)
+    writer.add_embedding_length(config.hidden_size)
+    writer.add_block_count(config.num_hidden_layers)
+    writer.add_feed_forward_length(config.intermediate_size)
+    writer.add_head_count(config.num_attention_heads)
+    writer.add_head_count_kv(config.num_key_value_heads)
+    writer.add_layer_norm_rms_eps(config.rms_norm_eps)
+    writer.add_rope_freq_base(10_000.0)
+    writer.add_vocab_size(config.vocab_size)
+    writer.add_tokenizer_model("gpt2")
+    writer.add_tokenizer_pre("qwen2")
+    writer.add_token_list(vocabulary)
+    kinds = gguf.TokenType
+    writer.add_token_types([kinds.CONTROL if token in special else kinds.NORMAL for token in vocabulary])
+    merges = json.loads(tokenizer.backend_tokenizer.to_str())["model"]["merges"]
+    writer.add_token_merges([" ".join(pair) for pair in merges])
+    writer.add_eos_token_id(tokenizer.eos_token_id)
+    writer.add_pad_token_id(tokenizer.pad_token_id)
+    writer.add_chat_template(tokenizer.chat_template)
+    names = gguf.get_tensor_name_map(gguf.MODEL_ARCH.QWEN2, config.num_hidden_layers)
+    for name, tensor in library.state_dict().items():
+        writer.add_tensor(names.get_name(name, try_suffixes=(".weight", ".bias")) or name, tensor.numpy())
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+
+
+def test_a_gguf_file_becomes_an_ordinary_model(tmp_path: Path) -> None:
+    tokenizer = train_bpe()
+    library = make_library("qwen2", vocabulary=len(tokenizer), tie_word_embeddings=False)
+    write_gguf(tmp_path / "model.gguf", library, tokenizer)
+    policy = load_policy(str(tmp_path / "model.gguf"), stop_texts=["<|endoftext|>"])
+    torch.testing.assert_close(logits(policy.library, [5, 60, 70]), logits(library, [5, 60, 70]), rtol=0, atol=1e-6)
+    assert policy.tokenizer.stop_ids == (tokenizer.eos_token_id, tokenizer.pad_token_id)
+    assert policy.tokenizer.response_ids("the cat", finished=True) == [*tokenizer.encode("the cat"), 1]
+    save_policy(tmp_path / "saved", policy)
+    again = load_policy(str(tmp_path / "saved"))
+    assert torch.equal(logits(again.library, [5, 60, 70]), logits(policy.library, [5, 60, 70]))
+
+
+# --- reward models ---------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("architecture", "pad_is_eos"),
+    [("llama", False), *((architecture, place % 2 == 1) for place, architecture in enumerate(sorted(ARCHITECTURES)))],
+)
+@torch.no_grad()
+def test_the_library_reads_a_saved_reward_model_as_we_do(architecture: str, pad_is_eos: bool, tmp_path: Path) -> None:
+    """Its logits, on a batch padded with the id its config names, are our scores before the offset."""
+    base = save_model(tmp_path / "base", architecture, pad_is_eos=pad_is_eos)
+    reward = new_reward_model(str(base), seed=3)
+    reward.offset += 1.75
+    save_reward_model(tmp_path / "saved", reward)
+    library = AutoModelForSequenceClassification.from_pretrained(str(tmp_path / "saved"))
+    pad = library.config.pad_token_id
+    assert library.config.num_labels == 1
+    assert (pad == VOCABULARY) is pad_is_eos  # a row of its own where the tokenizer's pad occurs in text
+    # sequences that end in <eos>, are cut off, and hold <eos> inside
+    sequences = [[5, 6, 7, 2], [8, 9], [5, 2, 2, 11, 12, 2]]
+    longest = max(map(len, sequences))
+    padded = torch.tensor([ids + [pad] * (longest - len(ids)) for ids in sequences])
+    found = library(input_ids=padded, attention_mask=(padded != pad).long()).logits[:, 0]
+    again = load_reward_model(str(tmp_path / "saved"))
+    assert float(again.offset) == 1.75
+    torch.testing.assert_close(found - 1.75, reward.scores(pack(sequences)), rtol=0, atol=1e-5)
+    torch.testing.assert_close(again.scores(pack(sequences)), reward.scores(pack(sequences)), rtol=0, atol=1e-6)
+
+
+def test_a_new_head_is_drawn_from_the_seed(tmp_path: Path) -> None:
+    base = str(save_model(tmp_path, hidden_size=960, head_dim=8, pad_is_eos=True))
+    torch.manual_seed(1)
+    reward = new_reward_model(base, seed=5)
+    weight = reward.library.score.weight.detach()
+    # standard deviation 1 / sqrt(961); of 960 draws it is known to 2.3 %, and a tenth is four times that
+    assert float(weight.std()) == pytest.approx(1 / 31, rel=0.1)
+    assert abs(float(weight.mean())) < 4 / 31 / 960**0.5
+    assert float(reward.offset) == 0
+    torch.manual_seed(2)
+    drawn = torch.random.get_rng_state()
+    again = new_reward_model(base, seed=5)
+    assert torch.equal(torch.random.get_rng_state(), drawn), "the caller's random numbers were used"
+    for (name, one), two in zip(reward.named_parameters(), again.parameters(), strict=True):
+        assert torch.equal(one, two), name
+    assert not torch.equal(new_reward_model(base, seed=6).library.score.weight, weight)
+
+
+@every_architecture
+def test_the_trunk_is_the_language_models(architecture: str, tmp_path: Path) -> None:
+    base = str(save_model(tmp_path, architecture))
+    reward, policy = new_reward_model(base, seed=0), load_policy(base)
+    with torch.no_grad():
+        found, expected = reward.trunk.hidden(pack(SEQUENCES)), policy.hidden(pack(SEQUENCES))
+        torch.testing.assert_close(found, expected, rtol=0, atol=1e-6 * float(expected.abs().max()))
+
+
+@pytest.mark.parametrize(("architecture", "has_head"), [("bloom", True), ("bert", False)])
+def test_models_without_a_scalar_head_are_refused(architecture: str, has_head: bool, tmp_path: Path) -> None:
+    if has_head:
+        base = save_model(tmp_path, architecture)
+        assert new_reward_model(str(base), seed=0).trunk.padded
+        return
+    config = {"model_type": architecture, "vocab_size": VOCABULARY, "hidden_size": 48, "num_hidden_layers": 1}
+    config |= {"num_attention_heads": 6, "intermediate_size": 80}
+    make_tokenizer().save_pretrained(str(tmp_path))
+    classifier = AutoModelForSequenceClassification.from_config(AutoConfig.for_model(**config, num_labels=1))
+    classifier.save_pretrained(str(tmp_path))
+    with pytest.raises(ModelError, match="no linear head `score`"):
+        load_reward_model(str(tmp_path))
+
+
+def test_a_language_model_is_no_reward_model(tmp_path: Path) -> None:
+    with pytest.raises(ModelError, match="has 2 labels; a reward model has one"):
+        load_reward_model(str(save_model(tmp_path)))
+
+
+# --- states and folders ----------------------------------------------------------------------------------------------
+
+
+def test_a_state_is_the_old_or_the_new_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "checkpoint" / "state.pt"
+    assert load_state(path) is None
+    save_state(path, {"step": 3, "weights": {"w": torch.arange(5.0)}})
+
+    def killed(*arguments: Any) -> None:
+        raise KeyboardInterrupt
+
+    for call in ("fsync", "replace"):
+        with monkeypatch.context() as patched:
+            patched.setattr(os, call, killed)
+            with pytest.raises(KeyboardInterrupt):
+                save_state(path, {"step": 4})
+        state = load_state(path)
+        assert state is not None
+        assert state["step"] == 3
+        assert state["weights"]["w"].tolist() == [0, 1, 2, 3, 4]
+    save_state(path, {"step": 4})
+    assert load_state(path) == {"step": 4}
+    assert [entry.name for entry in path.parent.iterdir()] == ["state.pt"]
+
+
+def test_a_folder_takes_its_name_when_it_is_whole(tmp_path: Path) -> None:
+    folder = tmp_path / "model"
+
+    def write(text: str, *, then: type[BaseException] | None = None) -> None:
+        with written_whole(folder) as aside:
+            (aside / "a").write_text(text)
+            assert not (tmp_path / "model" / "new").exists()
+            if then is not None:
+                raise then
+
+    write("first")
+    with pytest.raises(KeyboardInterrupt):
+        write("second", then=KeyboardInterrupt)
+    assert (folder / "a").read_text() == "first"
+    write("third")
+    assert (folder / "a").read_text() == "third"
+    assert [entry.name for entry in tmp_path.iterdir()] == ["model"]

@@ -1,0 +1,94 @@
+"""Ragged sequences laid end to end, and back: index tensors by hand, and as properties."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from tastemaker.packing import microbatches, pack, pad_rows, response_sources
+
+sequences_of_ids = st.lists(st.lists(st.integers(0, 96), min_size=1, max_size=7), min_size=1, max_size=5)
+
+
+def test_three_sequences_by_hand() -> None:
+    packed = pack([[11, 12, 13], [21], [31, 32]])
+    assert packed.id_N.tolist() == [11, 12, 13, 21, 31, 32]
+    assert packed.position_N.tolist() == [0, 1, 2, 0, 0, 1]
+    assert packed.lengths == (3, 1, 2)
+    assert packed.last_S.tolist() == [2, 3, 5]
+    assert packed.padded_ST.tolist() == [[0, 1, 2], [3, 0, 0], [4, 5, 0]]
+    assert packed.flat_N.tolist() == [0, 1, 2, 3, 6, 7]
+
+
+@given(sequences_of_ids)
+def test_spreading_and_gathering_is_the_identity(sequences: list[list[int]]) -> None:
+    packed = pack(sequences)
+    spread_ST = packed.id_N[packed.padded_ST]
+    assert torch.equal(spread_ST.flatten()[packed.flat_N], packed.id_N)
+    assert [row[:n].tolist() for row, n in zip(spread_ST, packed.lengths, strict=True)] == sequences
+    assert [int(packed.id_N[last]) for last in packed.last_S] == [ids[-1] for ids in sequences]
+
+
+@pytest.mark.parametrize("sequences", [[], [[]], [[1, 2], []]])
+def test_sequences_without_tokens_are_refused(sequences: list[list[int]]) -> None:
+    with pytest.raises(ValueError, match="at least one token"):
+        pack(sequences)
+
+
+def test_the_token_before_each_response_token() -> None:
+    # prompts of 2, 1 and 3 tokens with responses of 3, 0 and 2: the rows begin at 0, 5 and 6
+    assert response_sources([2, 1, 3], [3, 0, 2]).tolist() == [1, 2, 3, 8, 9]
+
+
+@given(st.lists(st.tuples(st.integers(1, 5), st.integers(0, 6)), min_size=1, max_size=6))
+def test_sources_read_exactly_the_responses(lengths: list[tuple[int, int]]) -> None:
+    rows = [[(row, place) for place in range(prompt + response)] for row, (prompt, response) in enumerate(lengths)]
+    flat = [token for row in rows for token in row]
+    source_M = response_sources([prompt for prompt, _ in lengths], [response for _, response in lengths])
+    read = [flat[source + 1] for source in source_M.tolist()]
+    assert read == [token for row, (prompt, _) in zip(rows, lengths, strict=True) for token in row[prompt:]]
+
+
+def test_a_response_without_a_prompt_is_refused() -> None:
+    with pytest.raises(ValueError, match="nothing precedes"):
+        response_sources([2, 0], [1, 1])
+
+
+def test_rows_are_padded_to_the_right() -> None:
+    value_BT, mask_BT = pad_rows(torch.tensor([1.0, 2.0, 3.0, 4.0, 5.0]), [2, 0, 3])
+    assert value_BT.tolist() == [[1, 2, 0], [0, 0, 0], [3, 4, 5]]
+    assert mask_BT.tolist() == [[True, True, False], [False] * 3, [True] * 3]
+    wide_BT, wide_mask_BT = pad_rows(torch.tensor([7.0]), [1], width=3)
+    assert wide_BT.tolist() == [[7, 0, 0]]
+    assert wide_mask_BT.tolist() == [[True, False, False]]
+
+
+@given(st.lists(st.integers(0, 6), min_size=1, max_size=6))
+def test_padding_loses_nothing_and_passes_gradients(counts: list[int]) -> None:
+    value_M = torch.arange(float(sum(counts)), requires_grad=True)
+    value_BT, mask_BT = pad_rows(value_M, counts)
+    assert torch.equal(value_BT[mask_BT], value_M)
+    assert mask_BT.sum(1).tolist() == counts
+    (value_BT * 3).sum().backward()  # type: ignore[no-untyped-call]
+    assert value_M.grad is not None
+    assert torch.equal(value_M.grad, torch.full((sum(counts),), 3.0))
+
+
+def test_a_row_longer_than_the_width_is_refused() -> None:
+    with pytest.raises(ValueError, match="width 2"):
+        pad_rows(torch.arange(4.0), [1, 3], width=2)
+
+
+def test_microbatches_by_hand() -> None:
+    # longest first: 7 goes alone (7 * 2 > 10); 5 + 4 fill 2 * 5; 3, 2, 1 fill 3 * 3
+    assert microbatches([3, 7, 1, 5, 4, 2], budget=10) == [[1], [3, 4], [0, 5, 2]]
+
+
+@given(st.lists(st.integers(1, 20), max_size=30), st.integers(1, 60))
+def test_every_index_once_and_within_budget(costs: list[int], budget: int) -> None:
+    groups = microbatches(costs, budget=budget)
+    assert sorted(index for group in groups for index in group) == list(range(len(costs)))
+    for group in groups:
+        assert len(group) == 1 or max(costs[index] for index in group) * len(group) <= budget

@@ -1,0 +1,46 @@
+"""What an ordinary processor is told: faster products only where they are true fp32 products."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+import torch
+
+from tastemaker import parallel
+
+
+@pytest.fixture(autouse=True)
+def _settings_restored() -> Iterator[None]:
+    threads, precision = torch.get_num_threads(), torch.backends.mkldnn.matmul.fp32_precision  # type: ignore[attr-defined]
+    yield
+    torch.set_num_threads(threads)
+    torch.backends.mkldnn.matmul.fp32_precision = precision  # type: ignore[attr-defined]
+
+
+def test_products_keep_fp32_accuracy_after_preparing() -> None:
+    device = parallel.prepare(threads=1)
+    assert torch.get_num_threads() == 1
+    if device.type != "cpu":
+        pytest.skip("only a processor's products are rerouted")
+    generator = torch.Generator().manual_seed(1)
+    left, right = torch.randn(65, 301, generator=generator), torch.randn(301, 97, generator=generator)
+    exact = left.double() @ right.double()
+    assert float(((left @ right).double() - exact).norm() / exact.norm()) < parallel.FP32_RELATIVE_ERROR
+
+
+def test_rounding_to_bf16_would_be_noticed() -> None:
+    generator = torch.Generator().manual_seed(0)
+    left, right = torch.randn(192, 256, generator=generator), torch.randn(256, 192, generator=generator)
+    exact = left.double() @ right.double()
+    rounded = left.bfloat16().double() @ right.bfloat16().double()
+    assert float((rounded - exact).norm() / exact.norm()) > 100 * parallel.FP32_RELATIVE_ERROR
+    assert parallel._product_error() < parallel.FP32_RELATIVE_ERROR
+
+
+def test_a_processor_that_rounds_keeps_its_own_products(monkeypatch: pytest.MonkeyPatch) -> None:
+    matmul = torch.backends.mkldnn.matmul  # type: ignore[attr-defined]
+    matmul.fp32_precision = "ieee"
+    monkeypatch.setattr(parallel, "FP32_RELATIVE_ERROR", 0.0)  # no product is this accurate
+    parallel._route_fp32_products()
+    assert matmul.fp32_precision == "ieee"

@@ -1,0 +1,101 @@
+"""Scores of responses by a reward model and by Python functions."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import pytest
+import torch
+from tests.models import ARCHITECTURES, VOCABULARY, make_tokenizer
+from transformers import AutoConfig, AutoModelForSequenceClassification
+
+from tastemaker.errors import TrainingError
+from tastemaker.model import RewardModel
+from tastemaker.packing import pack
+from tastemaker.records import About, Message, Messages, Prompt, Response
+from tastemaker.scoring import FunctionScorer, ModelScorer, encode_for_reward
+from tastemaker.tokenizer import as_messages, wrap_tokenizer
+
+PROMPTS = [
+    Prompt(messages=as_messages("w3 w5 w6 w7")),
+    Prompt(messages=as_messages("w9"), about=About(id="b", category="qa", extra={"fact": 7})),
+    Prompt(messages=(Message("user", "w1"), Message("assistant", "w2"), Message("user", "w4"))),
+]
+RESPONSES = [Response(text="w11 w12"), Response(text="w13", finished=False), Response(text="", finished=False)]
+
+
+def make_reward_model(context: int = 2048) -> RewardModel:
+    torch.manual_seed(1)
+    settings = {"vocab_size": VOCABULARY, "num_labels": 1, "pad_token_id": 0, "max_position_embeddings": context}
+    config = AutoConfig.for_model("llama", **settings | ARCHITECTURES["llama"])
+    library = AutoModelForSequenceClassification.from_config(config).eval()
+    library.config.reward_offset = 0.5
+    with torch.no_grad():
+        library.score.weight.normal_()
+    return RewardModel(library, wrap_tokenizer(make_tokenizer()))
+
+
+@pytest.mark.parametrize(
+    ("response", "context", "expected"),
+    [  # the prompt is <bos> w0 w3 w5 w1, which are 1 4 7 9 5; w11 is 15, <eos> 2
+        (Response(text="w11"), 99, [1, 4, 7, 9, 5, 15, 2]),
+        (Response(text="w11", finished=False), 99, [1, 4, 7, 9, 5, 15]),
+        (Response(text="w11"), 7, [1, 4, 7, 9, 5, 15, 2]),
+        (Response(text="w11"), 5, [7, 9, 5, 15, 2]),  # the prompt's beginning goes first
+        (Response(text="w11"), 2, [15, 2]),
+        (Response(text="w11 w12"), 2, [16, 2]),
+    ],
+)
+def test_what_a_reward_model_reads(response: Response, context: int, expected: list[int]) -> None:
+    tokenizer = wrap_tokenizer(make_tokenizer())
+    prompt = Prompt(messages=as_messages("w3 w5"))
+    assert encode_for_reward(tokenizer, prompt, response, context=context) == expected
+
+
+@pytest.mark.parametrize("budget", [1, 16, 1000])
+def test_scores_come_in_order_however_they_are_batched(budget: int) -> None:
+    model = make_reward_model()
+    scores = ModelScorer(model, budget=budget)(PROMPTS, RESPONSES)
+    with torch.no_grad():
+        for prompt, response, score in zip(PROMPTS, RESPONSES, scores, strict=True):
+            ids = encode_for_reward(model.tokenizer, prompt, response, context=model.context)
+            assert score == pytest.approx(float(model.scores(pack([ids]))), abs=1e-5)
+    assert len(set(scores)) == 3
+
+
+def test_a_prompt_beyond_the_context_is_scored_by_its_end() -> None:
+    model = make_reward_model(context=5)
+    [score] = ModelScorer(model, budget=100)(PROMPTS[:1], RESPONSES[:1])
+    with torch.no_grad():  # w6 and w7 are 10 and 11... the last two ids of the prompt are w7 and w1
+        assert score == pytest.approx(float(model.scores(pack([[11, 5, 15, 16, 2]]))), abs=1e-5)
+
+
+def test_a_function_is_told_what_is_known() -> None:
+    seen: list[tuple[list[Messages], list[str], list[Mapping[str, Any]]]] = []
+
+    def score(prompts: list[Messages], responses: list[str], records: list[Mapping[str, Any]]) -> Sequence[float]:
+        seen.append((prompts, responses, records))
+        return [len(response) for response in responses]
+
+    assert FunctionScorer(score, name="length")(PROMPTS[:2], RESPONSES[:2]) == [7.0, 3.0]
+    [(prompts, responses, records)] = seen
+    assert prompts == [PROMPTS[0].messages, PROMPTS[1].messages]
+    assert responses == ["w11 w12", "w13"]
+    assert records[1]["fact"] == 7
+    assert records[1]["category"] == "qa"
+    assert [record["finished"] for record in records] == [True, False]
+
+
+@pytest.mark.parametrize(
+    ("scores", "message"),
+    [([1.0], "1 scores for 2"), ([1.0, float("nan")], "nan as a score"), ([float("-inf"), 1.0], "-inf as a score")],
+)
+def test_a_function_that_answers_wrongly_is_refused(scores: list[float], message: str) -> None:
+    with pytest.raises(TrainingError, match=f"mine returned {message}"):
+        FunctionScorer(lambda *_: scores, name="mine")(PROMPTS[:2], RESPONSES[:2])
+
+
+def test_as_many_responses_as_prompts() -> None:
+    with pytest.raises(ValueError, match="shorter"):
+        ModelScorer(make_reward_model(), budget=10)(PROMPTS, RESPONSES[:1])
