@@ -41,7 +41,7 @@ def by_definition(query: Tensor, key: Tensor, value: Tensor, scale: float, windo
     return out
 
 
-@pytest.mark.parametrize("window", [None, 1, 3, 7, 50])
+@pytest.mark.parametrize("window", [None, 1, 3, 6, 7, 50])
 @pytest.mark.parametrize("scaling", [None, 0.3])
 def test_each_token_attends_within_its_own_sequence(window: int | None, scaling: float | None) -> None:
     query, key, value = queries_keys_values()

@@ -183,6 +183,7 @@ def test_a_gguf_file_becomes_an_ordinary_model(tmp_path: Path) -> None:
     assert policy.tokenizer.stop_ids == (tokenizer.eos_token_id, tokenizer.pad_token_id)
     assert policy.tokenizer.response_ids("the cat", finished=True) == [*tokenizer.encode("the cat"), 1]
     save_policy(tmp_path / "saved", policy)
+    assert "quantization_config" not in json.loads((tmp_path / "saved" / "config.json").read_text())
     again = load_policy(str(tmp_path / "saved"))
     assert torch.equal(logits(again.library, [5, 60, 70]), logits(policy.library, [5, 60, 70]))
 
@@ -302,6 +303,7 @@ def test_a_folder_takes_its_name_when_it_is_whole(tmp_path: Path) -> None:
     with pytest.raises(KeyboardInterrupt):
         write("second", then=KeyboardInterrupt)
     assert (folder / "a").read_text() == "first"
+    assert [entry.name for entry in tmp_path.iterdir()] == ["model"]
     write("third")
     assert (folder / "a").read_text() == "third"
     assert [entry.name for entry in tmp_path.iterdir()] == ["model"]

@@ -65,17 +65,12 @@ def section(page: Path, title: str) -> str:
 
 
 def table_rows(text: str) -> list[Row]:
-    """The cells of every table row of a text, without headers and rules."""
+    """The cells of every table row of a text, without headers and the rules below them."""
     lines = text.splitlines()
-    rows = []
-    for above, line in zip(["", *lines], lines, strict=False):
-        is_rule = re.fullmatch(r"\|[-|: ]+\|", line) is not None
-        if is_rule and rows:
-            rows.pop()  # the line above a rule was a header
-        elif line.startswith("|") and not is_rule:
-            rows.append([cell.strip() for cell in line.strip("|").split(" | ")])
-        assert not (is_rule and not above.startswith("|")), f"a table without a header: {line}"
-    return [[cell.strip("| ") for cell in row] for row in rows]
+    rules = {place for place, line in enumerate(lines) if re.fullmatch(r"\|[-|: ]+\|", line)}
+    headers = {place - 1 for place in rules}
+    rows = [line for place, line in enumerate(lines) if line.startswith("|") and place not in rules | headers]
+    return [[cell.strip() for cell in row.strip("|").split(" | ")] for row in rows]
 
 
 def quoted(cell: str) -> list[str]:
@@ -235,8 +230,6 @@ def default_of(config: Any, setting: str) -> object:
     fields = {field.name: field for field in dataclasses.fields(config)}
     assert head in fields, f"there is no setting {setting}"
     value = fields[head].default if isinstance(config, type) else getattr(config, head)
-    if isinstance(config, type) and fields[head].default_factory is not dataclasses.MISSING:
-        return fields[head].default_factory()
     return default_of(value, rest) if rest else value
 
 

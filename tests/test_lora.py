@@ -128,6 +128,12 @@ def test_adapters_are_drawn_from_the_seed() -> None:
     assert torch.equal(drawn(1), drawn(2))
 
 
+def test_without_targets_the_usual_layers_are_adapted() -> None:
+    policy = make_policy()
+    add_adapters(policy.library, LoraConfig(), seed=0)
+    assert {name.rpartition(".")[2] for name in adapter_layers(policy.library)} == {"q_proj", "v_proj"}
+
+
 def test_an_unknown_target_is_refused_with_the_names_there_are() -> None:
     with pytest.raises(ModelError, match=r"cannot be added to llama: .* Set lora.targets to some of down_proj, gate_"):
         add_adapters(make_policy().library, LoraConfig(targets=("nothing",)), seed=0)

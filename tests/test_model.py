@@ -243,6 +243,26 @@ def test_a_soft_cap_on_the_logits_is_kept(caplog: pytest.LogCaptureFixture) -> N
     assert float((found - our_logprobs(make_policy("gemma3_text"), pack(SEQUENCES))).abs().max()) > 0.01
 
 
+def test_a_soft_cap_that_small_logits_do_not_show_is_kept() -> None:
+    library = make_library("gemma3_text", final_logit_softcapping=30.0, tie_word_embeddings=False)
+    with torch.no_grad():
+        library.get_output_embeddings().weight.mul_(0.01)  # as at random initialisation
+        policy = LanguageModel(library, wrap_tokenizer(make_tokenizer()))
+        library.get_output_embeddings().weight.mul_(2000)  # as after training
+        assert not policy.linear_head
+        found = our_logprobs(policy, pack(SEQUENCES))
+        close(found, library_logprobs(policy.library, SEQUENCES), 1e-4)
+
+
+@every_architecture
+@torch.no_grad()
+def test_both_ways_to_the_logits_agree(architecture: str) -> None:
+    policy = make_policy(architecture)
+    by_head = our_logprobs(policy, pack(SEQUENCES))
+    policy.linear_head = False
+    close(our_logprobs(policy, pack(SEQUENCES)), by_head, 2e-5)
+
+
 def test_a_scale_on_the_logits_is_found_by_the_probe() -> None:
     settings: dict[str, Any] = {"hidden_size": 48, "num_hidden_layers": 2, "num_attention_heads": 6}
     config = AutoConfig.for_model(

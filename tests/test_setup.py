@@ -36,6 +36,7 @@ def test_target_has_a_recipe_of_scripts_that_exist(target: str) -> None:
     dry = run(["make", "-C", ROOT, "--no-print-directory", "-n", target])
     assert dry.returncode == 0, dry.stderr
     assert dry.stdout.strip()
+    assert "Nothing to be done" not in dry.stdout
     for script in re.findall(r"\bscripts/[\w-]+", dry.stdout):
         assert os.access(ROOT / script, os.X_OK), f"{script} cannot be run"
     for recipe in re.findall(r"\brecipes/\S+", dry.stdout):
@@ -178,6 +179,14 @@ def test_failed_installation_is_tried_again(clone: Path) -> None:
     write_program(clone / ".venv/bin/python", 'case "$*" in *--editable*) exit 1;; esac')
     assert set_up(clone, "run").returncode != 0
     assert not (clone / ".venv/ready-to-run").exists()
+
+
+def test_python_of_the_script_is_that_of_the_project() -> None:
+    script = (ROOT / "scripts/set-up").read_text(encoding="utf-8")
+    oldest = re.search(r'requires-python = ">=3\.(\d+)"', (ROOT / "pyproject.toml").read_text(encoding="utf-8"))
+    assert oldest
+    assert f"sys.version_info < (3, {oldest[1]})" in script
+    assert f"Python 3.{oldest[1]} or later is needed" in script
 
 
 def test_torch_of_the_script_is_that_of_the_constraints() -> None:

@@ -80,6 +80,7 @@ BAD: list[tuple[StudyKind, Answer, str]] = [
     ("comparison", RankingAnswer((("A",), ("B",))), "is a comparison"),
     ("rating", RatingAnswer({"A": OutputRating(4)}), "missing B"),
     ("rating", RatingAnswer({"A": OutputRating(4), "B": OutputRating(8)}), "quality of B is 8.*from 1 to 7"),
+    ("rating", RatingAnswer({"A": OutputRating(True), "B": OutputRating(4)}), "quality of A is True"),
     ("rating", RatingAnswer({"A": OutputRating(0), "B": OutputRating(4)}), "quality of A is 0"),
     ("rating", RatingAnswer({"A": OutputRating(4, ("rude",)), "B": OutputRating(4)}), "flags of A hold rude; allowed"),
 ]

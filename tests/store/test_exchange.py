@@ -105,6 +105,8 @@ BAD: list[tuple[object, str]] = [
     ("CAB", r"expected groups of letters, best first"),
     ([["C"], ["A", 2]], "expected groups of letters"),
     ({"A": 1}, "expected groups of letters"),
+    ([], "missing A, B, C"),
+    ("", "expected groups of letters"),
 ]
 
 
@@ -130,7 +132,6 @@ BAD_LINES: list[tuple[str, str]] = [
     ('{"task": "a", "token": "b", "kind": "ranking"}', 'has no "answer"'),
     ('{"task": "a", "token": "b", "kind": "rating", "answer": {"A": {"likert": "5"}}}', "rating of A is"),
     ('{"task": "a", "token": "b", "kind": "rating", "answer": {"A": {"stars": 5}}}', "rating of A is"),
-    ('{"task": "a", "token": "b", "kind": "rating", "answer": {"A": {"likert": true}}}', "quality of A is True|never"),
     ('{"task": "a", "token": "b", "kind": "comparison", "answer": "both"}', '"A", "B" or "tie"'),
     ('{"task": "a", "token": "b", "kind": "demonstration", "answer": 7}', "text of the response"),
     ('{"task": "a", "token": "b", "kind": "comparison", "answer": "tie"}', "never given out under this token"),

@@ -193,7 +193,7 @@ def test_without_warmup_the_first_step_is_at_the_peak() -> None:
 def test_a_loss_that_is_not_finite_stops_before_the_weights(bad: float) -> None:
     trainer = Trainer(Weights(), CONSTANT, total_steps=2)
     good = [1.0, 0, 0, 0, 0]
-    with pytest.raises(TrainingError, match="at optimizer step 0; the weights were not changed"):
+    with pytest.raises(TrainingError, match=f"the loss is {bad} at optimizer step 0; the weights were not changed"):
         step(trainer, good, [bad, 0, 0, 0, 0])
     assert torch.equal(trainer.parameters[0], Weights().w)
     assert trainer.steps_taken == 0

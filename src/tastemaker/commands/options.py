@@ -30,15 +30,16 @@ def parse(options: type[Options], arguments: Sequence[str], name: str, *, defaul
         ConfigError: an option is unknown, missing or of the wrong type.
     """
     prog = f"tastemaker {name}"
-    box = io.StringIO()
+    box, settings = io.StringIO(), () if default is None else SETTINGS
     try:
         with redirect_stderr(box):
-            parsed: Options = tyro.cli(options, args=list(arguments), prog=prog, default=default, config=SETTINGS)  # type: ignore[assignment]
-            return parsed
+            parsed = tyro.cli(options, args=list(arguments), prog=prog, default=default, config=settings)
     except SystemExit as exit_:
         if not exit_.code:  # the help was asked for, and printed
             raise
         raise ConfigError(f"{_sentence(box.getvalue())} `{prog} --help` lists the options.") from None
+    assert parsed is not None  # tyro's annotation lets through the None that `default` may be
+    return parsed
 
 
 def _sentence(box: str) -> str:

@@ -70,11 +70,19 @@ class Check:
     def describe(self, estimate: Estimate) -> str:
         of_whom = self.a if self.b is None else f"{self.a} against {self.b}"
         what = self.measure.replace("_", " ") + (f" of {self.flag.replace('_', ' ')}" if self.flag else "")
-        where = "" if self.where is None else " on " + ", ".join(self.where.values()) + " prompts"
+        where = (
+            ""
+            if self.where is None
+            else " on prompts with "
+            + ", ".join(f"{name.replace('_', ' ')} {value.replace('_', ' ')}" for name, value in self.where.items())
+        )
+        judge = "" if self.judge is None else f", by {self.judge} raters"
         bound = f"> {self.above:g}" if self.above is not None else f"< {self.below:g}"
         decoding = "" if self.decoding is None else f", {self.decoding}"
         low, high = estimate.ci95.low, estimate.ci95.high
-        return f"{what}, {of_whom}{where}{decoding}: {estimate.value:.3f} [{low:.3f}, {high:.3f}], needed {bound}"
+        return (
+            f"{what}, {of_whom}{where}{decoding}{judge}: {estimate.value:.3f} [{low:.3f}, {high:.3f}], needed {bound}"
+        )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

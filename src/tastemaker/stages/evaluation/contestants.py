@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from tastemaker.console import progress
-from tastemaker.errors import ConfigError
+from tastemaker.errors import ConfigError, DataError
 from tastemaker.generation import Rollout
 from tastemaker.model import LanguageModel
 from tastemaker.packing import microbatches, pack, response_sources
@@ -126,6 +126,10 @@ def best_prefix(
     seed: int,
 ) -> tuple[str, list[dict[str, Any]]]:
     """The best of `config.candidates` prefixes by mean score, and every candidate with its score."""
+    if len(demonstrations) < config.shots:
+        raise DataError(
+            f"a prefix has {config.shots} worked examples, but there are {len(demonstrations)} to draw from."
+        )
     rng = random.Random(f"{seed}/few-shot")
     chosen = rng.sample(list(prompts), min(config.prompts, len(prompts)))
     contest: list[dict[str, Any]] = []

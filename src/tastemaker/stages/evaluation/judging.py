@@ -64,6 +64,9 @@ class EvaluationConfig:
         if unknown:
             known = ", ".join(sorted(self.contestants))
             raise ConfigError(f"{', '.join(map(repr, unknown))} is no contestant; contestants are {known}.")
+        for name in self.contestants:
+            if SEPARATOR in name:
+                raise ConfigError(f"a contestant is called {name!r}; leave {SEPARATOR!r} out of its name.")
         if not self.decodings or len(names := [one.name for one in self.decodings]) > len(set(names)):
             raise ConfigError("decodings must be at least one, each with a temperature of its own.")
         for claim in self.claims:
@@ -158,7 +161,7 @@ def judge(
 
     judged = []
     for answer in service.comparisons(study):
-        key, a, b, name = answer.key.split(SEPARATOR)
+        key, a, b, name = answer.key.rsplit(SEPARATOR, 3)  # a prompt's key is a user's, and may hold anything
         judged.append(as_judged(a, b, name, by_key[key], answer.preference, answer.rater))
     return judged + [as_judged(*tie, 0.5, "same text") for tie in ties]
 

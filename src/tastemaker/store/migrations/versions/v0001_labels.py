@@ -14,6 +14,7 @@ APPEND_ONLY = ("leases", "answers")
 
 
 def upgrade() -> None:
+    _create_people_and_studies()
     _create_questions()
     _create_answers()
     for table in APPEND_ONLY:
@@ -24,7 +25,7 @@ def downgrade() -> None:
     raise NotImplementedError("Labels are never migrated backwards: restore the copy made before the upgrade.")
 
 
-def _create_questions() -> None:
+def _create_people_and_studies() -> None:
     op.create_table(
         "raters",
         sa.Column("id", sa.Integer, nullable=False),
@@ -63,6 +64,9 @@ def _create_questions() -> None:
         sa.CheckConstraint("purpose IN ('training', 'evaluation')", name=op.f("ck_studies_purpose")),
         sa.CheckConstraint("overlap >= 1", name=op.f("ck_studies_overlap")),
     )
+
+
+def _create_questions() -> None:
     op.create_table(
         "items",
         sa.Column("id", sa.Integer, nullable=False),

@@ -1,0 +1,113 @@
+"""DPO: the loss at step 0, sums of log-probs, which pairs, and that it learns."""
+
+from __future__ import annotations
+
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from tests.stages.conftest import prompt, ranking
+from transformers import AutoModelForCausalLM
+
+from tastemaker.checkpoint import load_policy
+from tastemaker.config import from_mapping
+from tastemaker.errors import ModelError
+from tastemaker.metrics import read_metrics
+from tastemaker.records import Ranking, Response
+from tastemaker.stages.dpo import DpoConfig, as_pairs, pair_logprobs, train_dpo
+from tastemaker.training import Trainer
+
+CPU = torch.device("cpu")
+RANKINGS = [ranking(f"w{n} w3", ["w7 w8", "w9", f"w{n} w{n} w{n}"], ((0,), (1, 2))) for n in range(20, 31)]
+
+
+def config(**changes: Any) -> DpoConfig:
+    small: dict[str, Any] = {
+        "init": "",
+        "batch_size": 5,
+        "epochs": 2,
+        "optimizer": {"learning_rate": 1e-3, "schedule": "constant"},
+    }
+    return from_mapping(DpoConfig, small | changes, where="test")
+
+
+def train(folder: Path, base: str, settings: DpoConfig, **more: Any) -> list[dict[str, Any]]:
+    train_dpo(folder, config=settings, init=base, rankings=RANKINGS, device=CPU, seed=1, **more)
+    return read_metrics(folder / "metrics.jsonl")
+
+
+def test_the_loss_is_log_2_at_step_0_and_falls(base: str, tmp_path: Path) -> None:
+    rows = train(tmp_path, base, config(), validation=RANKINGS[:3])
+    assert rows[0]["loss"] == pytest.approx(math.log(2), abs=1e-6)
+    assert rows[0]["margin"] == pytest.approx(0, abs=1e-5)
+    assert rows[-1]["loss"] < math.log(2) - 0.02
+    assert len(rows) == 2 * math.ceil(22 / 5), "11 rankings of one above two tied ones: 22 pairs"
+    results = json.loads((tmp_path / "results.json").read_text())
+    assert results["accuracy"] > 0.9
+    assert results["n"] == 6
+
+
+def test_ipo_starts_at_the_square_of_half_the_inverse_of_beta(base: str, tmp_path: Path) -> None:
+    """(0 - 1 / (2 * 0.25))^2 = 4."""
+    gentle = {"learning_rate": 1e-4, "schedule": "constant"}
+    rows = train(tmp_path, base, config(variant="ipo", beta=0.25, optimizer=gentle))
+    assert rows[0]["loss"] == pytest.approx(4.0, abs=1e-4)
+    assert rows[-1]["loss"] < 4.0
+
+
+def test_smoothed_labels_start_at_log_2_too(base: str, tmp_path: Path) -> None:
+    assert train(tmp_path, base, config(label_smoothing=0.2, epochs=1))[0]["loss"] == pytest.approx(
+        math.log(2), abs=1e-6
+    )
+
+
+def test_log_probs_are_sums_over_the_response_and_its_end(base: str) -> None:
+    policy = load_policy(base)
+    library = AutoModelForCausalLM.from_pretrained(base)
+    pairs = as_pairs([ranking("w5 w3", ["w7 w8 w9", "w6"], ((1,), (0,)))], policy)
+    trainer = Trainer(policy, config().optimizer, total_steps=1)
+    (sums,) = pair_logprobs(policy, pairs, config(), trainer).tolist()
+    opening = [1, 4, 9, 7, 5]
+    for found, response in zip(sums, ([10, 2], [11, 12, 13, 2]), strict=True):
+        ids = torch.tensor([[*opening, *response]])
+        logprob_TV = library(input_ids=ids).logits[0].detach().log_softmax(-1)
+        by_hand = sum(float(logprob_TV[len(opening) - 1 + place, token]) for place, token in enumerate(response))
+        assert found == pytest.approx(by_hand, abs=1e-4)
+
+
+def test_pairs_are_the_untied_ones_each_closed_as_it_was_sampled(base: str) -> None:
+    policy = load_policy(base)
+    cut = Ranking(
+        prompt=prompt("w5"),
+        responses=(Response(text="w6"), Response(text="w7", finished=False), Response(text="w8"), Response(text="")),
+        order=((1,), (0, 2), (3,)),
+    )
+    pairs = as_pairs([cut], policy)
+    assert [(pair.chosen_ids, pair.rejected_ids) for pair in pairs] == [
+        ((10, 2), (2,)),
+        ((11,), (10, 2)),
+        ((11,), (12, 2)),
+        ((11,), (2,)),
+        ((12, 2), (2,)),
+    ]
+    assert as_pairs([ranking("w5", ["w6", "w7"], ((0, 1),))], policy) == []
+
+
+def test_a_pair_longer_than_the_context_is_refused(base: str) -> None:
+    with pytest.raises(ModelError, match="pairs are longer than the model's context of 64"):
+        as_pairs([ranking("w5", ["w6", "w7 " * 70], ((0,), (1,)))], load_policy(base))
+
+
+def test_the_size_of_micro_batches_changes_nothing(base: str, tmp_path: Path) -> None:
+    steady = {"learning_rate": 0.05, "schedule": "constant", "epsilon": 1.0}
+    found = []
+    for budget in (20, 10_000):
+        folder = tmp_path / str(budget)
+        train(folder, base, config(epochs=1, microbatch_tokens=budget, optimizer=steady))
+        found.append(load_policy(str(folder / "model")).library.state_dict())
+    assert all((found[0][name] - found[1][name]).abs().max() < 1e-5 for name in found[0])
+    start = load_policy(base).library.state_dict()
+    assert any((found[0][name] - start[name]).abs().max() > 1e-4 for name in start)

@@ -1,0 +1,242 @@
+"""The reward model: Eq. 1 through the whole stage, ties and raters, the offset, accuracy, folds of raters."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Sequence
+from functools import partial
+from itertools import combinations
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from tests.stages.conftest import demonstration, prompt, ranking
+from torch import Tensor
+from torch.nn.functional import logsigmoid
+from transformers import AutoModelForSequenceClassification
+
+from tastemaker.checkpoint import load_reward_model, new_reward_model
+from tastemaker.config import from_mapping
+from tastemaker.errors import DataError
+from tastemaker.metrics import read_metrics
+from tastemaker.model import RewardModel
+from tastemaker.packing import pack
+from tastemaker.records import Prompt, Ranking, Response
+from tastemaker.scoring import ModelScorer
+from tastemaker.stages import reward
+from tastemaker.stages.reward import (
+    Element,
+    RewardConfig,
+    as_elements,
+    as_pairs,
+    element_loss,
+    in_part,
+    measure,
+    train_reward_model,
+)
+from tastemaker.training import OptimizerConfig, Trainer
+
+CPU = torch.device("cpu")
+RANKINGS = [
+    ranking(f"w{n} w3", ["w5 w7", f"w6 w{n}", "w6"], ((0,), (1, 2)), rater=f"rater {n % 3}") for n in range(20, 51)
+]
+
+
+def config(**changes: Any) -> RewardConfig:
+    small: dict[str, Any] = {"batch_size": 5, "optimizer": {"learning_rate": 3e-3}}
+    return from_mapping(RewardConfig, small | changes, where="test")
+
+
+def train(folder: Path, base: str, settings: RewardConfig, rows: Sequence[Ranking] = RANKINGS, **more: Any) -> Any:
+    train_reward_model(folder, config=settings, init=base, rankings=rows, device=CPU, seed=4, **more)
+    return json.loads((folder / "results.json").read_text())
+
+
+def gradient(model: RewardModel) -> Tensor:
+    flat = torch.cat([p.grad.flatten() for p in model.parameters() if p.grad is not None])
+    model.zero_grad()
+    return flat
+
+
+@pytest.mark.parametrize(("normalize", "divisor"), [("pairs", 2 + 6), ("all", 2 * 6)])
+def test_the_gradient_through_the_stage_is_the_enumerated_sum(base: str, normalize: Any, divisor: int) -> None:
+    """Four responses, two raters: the first ties two pairs of them away, the second none. 2 + 6 pairs of 2 * 6."""
+    model = new_reward_model(base, seed=0)
+    texts = ["w5", "w6 w7 w8", "w9 w10", "w11"]
+    orders = (((2,), (0, 1, 3)), ((3,), (1,), (0,), (2,)))
+    first, second = (ranking("w3 w4", texts, order, rater=str(place)) for place, order in enumerate(orders))
+    one_tie_group = ranking("w3 w4", texts, ((0, 2), (1, 3)), rater="c")
+    rows = [first, second] if normalize == "all" else [one_tie_group, second]
+    (element,) = as_elements(rows, model)
+    loss = element_loss(model, normalize, [element], 3.0)
+    loss.value.backward()  # type: ignore[no-untyped-call]
+    found = gradient(model)
+
+    alone = [model.scores(pack([ids]))[0] for ids in element.sequences]
+    kept = []
+    for row in rows:
+        for i, j in combinations(range(4), 2):
+            if row.ranks[i] != row.ranks[j]:
+                better, worse = (i, j) if row.ranks[i] < row.ranks[j] else (j, i)
+                kept.append(-logsigmoid(alone[better] - alone[worse]))
+    pairs = len(kept) if normalize == "pairs" else divisor
+    expected = torch.stack(kept).sum() / pairs / 3.0
+    expected.backward()
+    assert loss.value.item() == pytest.approx(expected.item(), abs=1e-6)
+    torch.testing.assert_close(found, gradient(model), rtol=1e-4, atol=1e-6)
+    assert loss.sums["pairs"] == len(kept)
+
+
+def test_several_raters_of_the_same_responses_are_one_element(base: str) -> None:
+    model = new_reward_model(base, seed=0)
+    rows = [
+        ranking("w3", ["w5", "w6"], ((0,), (1,)), rater="a"),
+        ranking("w3", ["w5", "w6"], ((1,), (0,)), rater="b"),
+        ranking("w3", ["w5", "w6"], ((0, 1),), rater="c"),
+        ranking("w3", ["w5", "w7"], ((0,), (1,)), rater="a"),
+        ranking("w4", ["w5", "w6"], ((0, 1),), rater="a"),
+    ]
+    assert [element.ranks for element in as_elements(rows, model)] == [((0, 1), (1, 0)), ((0, 1),)]
+
+
+def test_responses_are_read_where_they_end(base: str) -> None:
+    """A finished response is closed by the end token, a cut one is not: the score is read at another place."""
+    model = new_reward_model(base, seed=0)
+    cut = Ranking(
+        prompt=prompt("w3"), responses=(Response(text="w5"), Response(text="w5 w6", finished=False)), order=((0,), (1,))
+    )
+    (element,) = as_elements([cut], model)
+    assert [ids[-2:] for ids in element.sequences] == [(9, 2), (9, 10)]
+
+
+def test_shuffled_pairs_are_every_untied_pair_alone(base: str) -> None:
+    model = new_reward_model(base, seed=0)
+    elements = as_elements(RANKINGS[:4], model)
+    pairs = as_pairs(elements, seed=0)
+    assert len(pairs) == 4 * 2
+    assert all(pair.ranks == ((0, 1),) and len(pair.sequences) == 2 for pair in pairs)
+    inside = {(element.sequences[0], element.sequences[other]) for element in elements for other in (1, 2)}
+    assert {pair.sequences for pair in pairs} == inside
+    assert pairs != as_pairs(elements, seed=1)
+
+
+def test_shuffled_pairs_take_as_many_steps_as_prompts(base: str, tmp_path: Path) -> None:
+    train(tmp_path / "prompt", base, config())
+    train(tmp_path / "pairs", base, config(grouping="pairs"))
+    grouped, shuffled = (read_metrics(tmp_path / name / "metrics.jsonl") for name in ("prompt", "pairs"))
+    assert len(grouped) == len(shuffled) == math.ceil(31 / 5)
+    assert grouped[1]["loss"] != shuffled[1]["loss"]
+
+
+def test_demonstrations_score_0_and_the_offset_is_applied_once(base: str, tmp_path: Path) -> None:
+    shown = [demonstration(f"w{n}", f"w{n + 1} w{n + 2}") for n in range(5, 12)]
+    results = train(tmp_path, base, config(), demonstrations=shown)
+    model = load_reward_model(str(tmp_path / "model"))
+    scores = ModelScorer(model, budget=99)([d.prompt for d in shown], [Response(text=d.response) for d in shown])
+    assert sum(scores) / 7 == pytest.approx(0, abs=1e-5)
+    assert max(scores) - min(scores) > 1e-3
+    assert results["demonstrations_centred"] == 7
+    assert abs(results["offset"]) > 1e-3
+    library = AutoModelForSequenceClassification.from_pretrained(str(tmp_path / "model"))
+    assert library.config.reward_offset == pytest.approx(results["offset"], abs=1e-7)
+    ids = [1, 4, 9, 10, 5, 11, 2]
+    with torch.no_grad():
+        logit = library(input_ids=torch.tensor([ids])).logits.item()
+        assert model.scores(pack([ids])).item() == pytest.approx(logit - results["offset"], abs=1e-5)
+
+
+def test_a_taste_is_learned_and_measured_on_other_prompts_and_raters(base: str, tmp_path: Path) -> None:
+    held_out = [ranking(f"w{n} w4", ["w6 w9", "w5 w8"], ((1,), (0,)), rater="other") for n in range(60, 71)]
+    results = train(tmp_path, base, config(epochs=3), validation=RANKINGS[:9], held_out_raters=held_out)
+    assert results["n"] == 18
+    assert results["accuracy"] == 1.0
+    assert results["held_out_raters"]["n"] == 11
+    assert results["held_out_raters"]["accuracy"] > 0.8
+    rows = read_metrics(tmp_path / "metrics.jsonl")
+    assert rows[-1]["validation_accuracy"] == 1.0
+    assert rows[-1]["loss"] < 0.3 < rows[0]["loss"]
+
+
+class ByLength:
+    """Scores a response by its number of words."""
+
+    def __call__(self, prompts: Sequence[Prompt], responses: Sequence[Response]) -> list[float]:
+        return [float(len(response.text.split())) for response in responses]
+
+
+def test_accuracy_counts_untied_pairs_of_different_texts() -> None:
+    """Right: w1 w2 > w1. Wrong: w1 > w1 w2 w3. Equal scores count half. Tied or equal texts do not count."""
+    rows = [
+        ranking("w1", ["w1 w2", "w1"], ((0,), (1,))),
+        ranking("w2", ["w1", "w1 w2 w3"], ((0,), (1,))),
+        ranking("w3", ["w1", "w2"], ((0,), (1,))),
+        ranking("w4", ["w1 w2", "w3"], ((0, 1),)),
+        ranking("w5", ["w1", "w1", "w2 w3"], ((2,), (0,), (1,))),
+    ]
+    found = measure(ByLength(), rows)  # type: ignore[arg-type]
+    assert found["n"] == 5
+    assert found["accuracy"] == pytest.approx((1 + 0 + 0.5 + 1 + 1) / 5)
+    gaps = (1, -2, 0, 1, 1)
+    assert found["log_loss"] == pytest.approx(sum(math.log1p(math.exp(-gap)) for gap in gaps) / 5, abs=1e-9)
+    assert found["ci95"][0] < found["accuracy"] < found["ci95"][1]
+
+
+def test_folds_hold_out_raters_and_prompts(base: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    trained_on: list[list[Ranking]] = []
+    measured_on: list[list[Ranking]] = []
+
+    def no_training(folder: Path, settings: Any, init: str, rows: list[Ranking], *rest: Any, name: str) -> RewardModel:
+        trained_on.append(rows)
+        return new_reward_model(init, seed=0)
+
+    def no_measuring(scorer: ModelScorer, rows: list[Ranking]) -> dict[str, float]:
+        measured_on.append(rows)
+        return {"accuracy": 0.5 + len(measured_on) / 100}
+
+    monkeypatch.setattr(reward, "_train", no_training)
+    monkeypatch.setattr(reward, "measure", no_measuring)
+    results = reward.cross_validate(tmp_path, config(cross_validation_folds=3), base, RANKINGS, CPU, 0)
+    assert len(results["folds"]) == len(trained_on) == 3
+    held_out = []
+    for fold in range(3):
+        own, others = measured_on[2 * fold], measured_on[2 * fold + 1]
+        inside = {row.author.rater for row in trained_on[fold]}
+        outside = {row.author.rater for row in others}
+        assert not inside & outside
+        assert not {row.prompt.key for row in trained_on[fold]} & {row.prompt.key for row in own}
+        assert own
+        held_out += sorted(outside, key=str)
+    assert sorted(held_out, key=str) == ["rater 0", "rater 1", "rater 2"]
+    assert results["held_out_raters"]["mean"] == pytest.approx(0.5 + (2 + 4 + 6) / 300)
+    assert results["training_raters"]["mean"] == pytest.approx(0.5 + (1 + 3 + 5) / 300)
+
+
+def test_more_folds_than_raters_are_refused_before_training(base: str, tmp_path: Path) -> None:
+    with pytest.raises(DataError, match="cross_validation_folds is 4, but the rankings name only 3 raters"):
+        train(tmp_path, base, config(cross_validation_folds=4))
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_halves_share_no_prompt_and_leave_none_out() -> None:
+    prompts = [prompt(f"w{n}") for n in range(400)]
+    first = [in_part(one, "first half") for one in prompts]
+    assert [in_part(one, "second half") for one in prompts] == [not inside for inside in first]
+    assert all(in_part(one, "all") for one in prompts)
+    assert 150 < sum(first) < 250
+
+
+def test_the_size_of_micro_batches_changes_nothing(base: str) -> None:
+    model = new_reward_model(base, seed=0)
+    elements = as_elements(RANKINGS[:7], model)
+    found = []
+    for budget in (1, 40, 10_000):
+        trainer = Trainer(model, OptimizerConfig(learning_rate=1.0), total_steps=1)
+        groups: list[list[Element]] = reward._groups(elements, budget)
+        loss, sums = trainer.accumulate(groups, partial(element_loss, model, "pairs"), 7.0)
+        found.append((loss, sums, gradient(model)))
+    for loss, sums, grad in found[1:]:
+        assert loss == pytest.approx(found[0][0], abs=1e-5)
+        assert sums == pytest.approx(found[0][1], abs=1e-4)
+        torch.testing.assert_close(grad, found[0][2], rtol=1e-4, atol=1e-5)
