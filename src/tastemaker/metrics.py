@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from tastemaker.errors import TrainingError
+from tastemaker.files import atomic_write
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,7 +71,8 @@ class MetricsWriter:
         self.path = path
         path.parent.mkdir(parents=True, exist_ok=True)
         kept = [row for row in read_metrics(path) if row["step"] < resume_at]
-        path.write_text("".join(json.dumps(row) + "\n" for row in kept), encoding="utf-8")
+        with atomic_write(path) as file:
+            file.writelines(json.dumps(row) + "\n" for row in kept)
 
     def write(self, step: int, values: Mapping[str, float]) -> None:
         """Write the metrics of `step`; an undeclared name is an error of ours."""

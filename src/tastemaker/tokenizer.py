@@ -81,7 +81,8 @@ class Tokenizer:
         self.library.save_pretrained(str(folder))
 
     def _encode(self, text: str, *, control: bool) -> list[int]:
-        ids = self.library.encode(text, add_special_tokens=False, split_special_tokens=not control)
+        # verbose=False: what is too long for a model is our own check's business
+        ids = self.library.encode(text, add_special_tokens=False, split_special_tokens=not control, verbose=False)
         return [int(token) for token in ids]
 
     def _render(self, messages: Messages) -> str:

@@ -156,7 +156,7 @@ def test_the_value_function_is_the_reward_model(base: str, reward_model: str) ->
     chosen = run.draw_prompt(0, 6)
     rollouts = run.roll_out(chosen, 0)
     sequences = [(*rollout.prompt_ids, *rollout.response_ids) for rollout in rollouts]
-    values = [float(run.value.at(pack([ids]), torch.tensor([len(ids) - 1]))) for ids in sequences]
+    values = [run.value.at(pack([ids]), torch.tensor([len(ids) - 1])).item() for ids in sequences]
     scores = scorer([run.prompts[i] for i in chosen], [ppo.as_response(run.policy, rollout) for rollout in rollouts])
     assert values == pytest.approx(scores, abs=1e-5)
 

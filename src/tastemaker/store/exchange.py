@@ -33,6 +33,10 @@ class FileReport:
     extra: int
     unanswered: int
 
+    def __str__(self) -> str:
+        late = f", {self.extra} more kept that came in late" if self.extra else ""
+        return f"{self.counted} answers counted{late}; {self.unanswered} tasks not answered yet"
+
 
 def write_tasks(path: Path, tasks: Sequence[Task]) -> None:
     """Write tasks for a rater to fill in."""
