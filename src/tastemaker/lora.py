@@ -25,8 +25,11 @@ class LoraConfig:
     """Low-rank adapters: `rank` of the update, scaled by `alpha` / rank, on `targets` (None: peft's choice)."""
 
     rank: int = 16
+    """Rank of an update."""
     alpha: int = 32
+    """Updates are scaled by alpha / rank."""
     targets: tuple[str, ...] | None = None
+    """Names of the layers that get adapters (none: peft's choice)."""
 
 
 def add_adapters(library: Any, config: LoraConfig, *, seed: int) -> None:

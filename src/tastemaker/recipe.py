@@ -41,9 +41,13 @@ class TextConfig:
     """Pretraining text: for the mix of SFT and PPO-ptx, and held out, for the alignment tax."""
 
     source: str
+    """Documents to train on."""
     held_out: str
+    """Documents that nothing is trained on."""
     documents: int | None = None
+    """Documents to read (none: all)."""
     held_out_documents: int = 200
+    """Held-out documents to read."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -59,7 +63,9 @@ class SimulationConfig:
     flags: str | None = None
     """`(prompt, response) -> set of str`: the paper's yes/no fields that are true of a response."""
     training_raters: int = 8
+    """How many raters demonstrate and rank."""
     held_out_raters: int = 20
+    """How many others judge."""
     agreement: float = 0.73
     """How often two training raters agree on an untied pair; the raters' noise is set to reach it (paper: 72.6 %)."""
 
@@ -69,10 +75,15 @@ class Recipe:
     """One run of the whole paper."""
 
     name: str
+    """What the run is called in results and report."""
     base: BaseConfig
+    """The language model that everything starts from."""
     prompts: PromptsConfig
+    """Where prompts come from, and how they are filtered and split."""
     raters: Literal["people", "simulated"] = "people"
+    """Who demonstrates, ranks and judges."""
     seed: int = 0
+    """Everything random follows from it."""
     threads: int | None = None
     """Processor threads (None: all)."""
     database: str | None = None
@@ -80,15 +91,23 @@ class Recipe:
     address: str = "tastemaker label"
     """Where people answer; printed while answers are missing."""
     simulation: SimulationConfig | None = None
+    """Who simulated raters are."""
     text: TextConfig | None = None
+    """Pretraining text."""
     demonstrations: DemonstrationsConfig = DemonstrationsConfig()
+    """How many demonstrations are written, or where they are."""
     sft: dict[str, SftConfig] = field(default_factory=dict)
+    """Supervised variants by name."""
     comparisons: ComparisonsConfig | None = None
+    """What is ranked, and by how many; none where nothing learns from rankings."""
     reward: dict[str, RewardConfig] = field(default_factory=dict)
+    """Reward model variants by name; the first is the one that evaluation scores with."""
     selection: dict[str, str] = field(default_factory=dict)
     """SFT variant -> reward variant by whose score its epoch is chosen, once that exists."""
     policy: dict[str, PpoConfig | DpoConfig] = field(default_factory=dict)
+    """Policies by name."""
     evaluation: EvaluationConfig | None = None
+    """Who is compared with whom, and which claims are judged."""
 
     def __post_init__(self) -> None:
         """Everything that one section says of another is checked before any work: a run may take days."""

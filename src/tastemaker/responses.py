@@ -11,7 +11,8 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from tastemaker.errors import ConfigError
+from tastemaker.console import say
+from tastemaker.errors import ConfigError, DataError
 from tastemaker.generation import FinishReason, Generator, Rollout, Sampling
 from tastemaker.model import LanguageModel
 from tastemaker.records import Prompt, Response
@@ -22,8 +23,11 @@ class DecodingConfig:
     """How responses are decoded: drawn at `temperature`, or the likeliest token each time (`greedy`)."""
 
     max_new_tokens: int = 256
+    """Where a response is cut off."""
     temperature: float = 1.0
+    """Logits are divided by it."""
     greedy: bool = False
+    """Take the likeliest token each time."""
     batch_tokens: int = 16384
     """Tokens of prompt and response that are decoded together."""
 
@@ -118,3 +122,19 @@ def as_response(policy: LanguageModel, rollout: Rollout) -> Response:
     """A rollout's text, without the stop token."""
     text = policy.tokenizer.response_text(rollout.response_ids)
     return Response(text=text, finished=rollout.finish is FinishReason.STOP)
+
+
+def fitting_prompts(
+    prompts: Sequence[Prompt], policy: LanguageModel, max_new_tokens: int
+) -> tuple[list[Prompt], list[list[int]]]:
+    """The prompts that leave room for a whole response in the context, and their ids. The rest is dropped loudly."""
+    ids = [policy.tokenizer.prompt_ids(prompt.messages) for prompt in prompts]
+    fits = [index for index, row in enumerate(ids) if len(row) + max_new_tokens <= policy.context]
+    if not fits:
+        raise DataError(
+            f"none of the {len(prompts)} prompts leaves room for {max_new_tokens} new tokens in the model's context of "
+            f"{policy.context}; give shorter prompts or lower max_new_tokens."
+        )
+    if len(fits) < len(prompts):
+        say(f"{len(prompts) - len(fits)} of {len(prompts)} prompts are too long for the context and left out")
+    return [prompts[index] for index in fits], [ids[index] for index in fits]

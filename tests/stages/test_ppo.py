@@ -19,11 +19,13 @@ from tastemaker.checkpoint import load_policy, load_reward_model, new_reward_mod
 from tastemaker.config import from_mapping
 from tastemaker.errors import DataError, TrainingError
 from tastemaker.generation import FinishReason, Rollout
+from tastemaker.lora import adapters_off
 from tastemaker.metrics import read_metrics
+from tastemaker.model import RewardModel
 from tastemaker.packing import pack
 from tastemaker.records import Messages, Text
+from tastemaker.responses import as_response
 from tastemaker.scoring import FunctionScorer, ModelScorer
-from tastemaker.stages import ppo
 from tastemaker.stages.ppo import Experience, PpoConfig, PpoRun, train_ppo
 
 CPU = torch.device("cpu")
@@ -157,7 +159,7 @@ def test_the_value_function_is_the_reward_model(base: str, reward_model: str) ->
     rollouts = run.roll_out(chosen, 0)
     sequences = [(*rollout.prompt_ids, *rollout.response_ids) for rollout in rollouts]
     values = [run.value.at(pack([ids]), torch.tensor([len(ids) - 1])).item() for ids in sequences]
-    scores = scorer([run.prompts[i] for i in chosen], [ppo.as_response(run.policy, rollout) for rollout in rollouts])
+    scores = scorer([run.prompts[i] for i in chosen], [as_response(run.policy, rollout) for rollout in rollouts])
     assert values == pytest.approx(scores, abs=1e-5)
 
 
@@ -167,7 +169,7 @@ def test_the_value_function_is_the_reward_model(base: str, reward_model: str) ->
 @pytest.mark.parametrize(("truncated", "lost"), [("penalty", 1.5), ("score", 0.0), ("mask", 0.0)])
 def test_the_score_lands_on_the_last_token_whatever_the_ending(base: str, truncated: str, lost: float) -> None:
     """Without KL, discount and lambda every return of a row is what the row's score comes to."""
-    settings = {
+    settings: dict[str, Any] = {
         "truncated": truncated,
         "truncation_penalty": 1.5,
         "kl_coef": 0.0,
@@ -320,7 +322,7 @@ def test_lora_trains_adapters_alone_and_keeps_the_reference_exact(base: str) -> 
     assert any(not torch.equal(now[name], value) for name, value in trained.items())
     packed, source_M = pack([[3, 5, 7, 11]]), torch.tensor([0, 1, 2])
     original = load_policy(base).predict(packed, source_M, packed.id_N[source_M + 1]).logprob_M
-    with ppo.adapters_off(run.policy.library):
+    with adapters_off(run.policy.library):
         off = run.reference.predict(packed, source_M, packed.id_N[source_M + 1]).logprob_M
     on = run.policy.predict(packed, source_M, packed.id_N[source_M + 1]).logprob_M
     torch.testing.assert_close(off, original, rtol=0, atol=0)
@@ -335,6 +337,7 @@ def test_a_reward_model_may_have_another_tokenizer(
     scorer = ModelScorer(load_reward_model(reward), budget=99)
     run = PpoRun(config(), base, reward, scorer, PROMPTS, (), (), CPU, 0)
     assert "another tokenizer" in capsys.readouterr().err
+    assert isinstance(run.value, RewardModel)
     assert run.value.tokenizer.vocabulary == run.policy.tokenizer.vocabulary
     assert run.step(0)["score"] != 0
 

@@ -83,7 +83,7 @@ def test_the_gradient_through_the_stage_is_the_enumerated_sum(base: str, normali
                 kept.append(-logsigmoid(alone[better] - alone[worse]))
     pairs = len(kept) if normalize == "pairs" else divisor
     expected = torch.stack(kept).sum() / pairs / 3.0
-    expected.backward()
+    expected.backward()  # type: ignore[no-untyped-call]
     assert loss.value.item() == pytest.approx(expected.item(), abs=1e-6)
     torch.testing.assert_close(found, gradient(model), rtol=1e-4, atol=1e-6)
     assert loss.sums["pairs"] == len(kept)

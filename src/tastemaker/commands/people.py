@@ -27,13 +27,17 @@ class _PromptsOptions:
     out: Path
     """The folder to write."""
     max_per_user: int = 200
+    """Prompts kept of one user."""
     prefix_characters: int = 128
     """Prompts that begin with the same so many characters are taken for one."""
     validation_share: float = 0.1
+    """Share of users whose prompts are for validation."""
     test_share: float = 0.1
+    """Share of users whose prompts are for the final evaluation."""
     languages: tuple[str, ...] = ()
     """Languages to keep, such as "en"; none named keeps all."""
     keep_personal_data: bool = False
+    """Keep training prompts that hold e-mail addresses, numbers and the like."""
 
 
 def prompts(arguments: Sequence[str]) -> None:
@@ -71,6 +75,7 @@ class _LabelOptions:
     database: str
     """The label store: a file such as out/demo/labels.db, or a database URL."""
     study: str | None = None
+    """The study that tasks are taken from."""
     rater: str | None = None
     """The rater's name; registered in the study's group at the first time."""
     file: Path | None = None

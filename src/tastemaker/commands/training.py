@@ -36,7 +36,9 @@ class _SftOptions:
     text: str | None = None
     """Pretraining text for pretraining-mix: {"text"} rows or a .txt file."""
     seed: int = 0
+    """Everything random follows from it."""
     threads: int | None = None
+    """Processor threads (none: all)."""
     config: Annotated[SftConfig, Here] = SftConfig()
 
 
@@ -79,7 +81,9 @@ class _RewardOptions:
     demonstrations: str | None = None
     """Demonstrations, which are to score 0 on average."""
     seed: int = 0
+    """Everything random follows from it."""
     threads: int | None = None
+    """Processor threads (none: all)."""
     config: Annotated[RewardConfig, Here] = RewardConfig()
 
 
@@ -120,7 +124,9 @@ class _PpoOptions:
     heldout_text: str | None = None
     """Held-out pretraining text, whose loss is reported as training goes."""
     seed: int = 0
+    """Everything random follows from it."""
     threads: int | None = None
+    """Processor threads (none: all)."""
     config: Annotated[PpoConfig, Here]
 
 
@@ -169,7 +175,9 @@ class _DpoOptions:
     validation: str | None = None
     """Held-out rankings, to measure the implicit reward's accuracy on."""
     seed: int = 0
+    """Everything random follows from it."""
     threads: int | None = None
+    """Processor threads (none: all)."""
     config: Annotated[DpoConfig, Here]
 
 

@@ -63,10 +63,15 @@ class _EvaluateOptions:
     out: Path
     """The folder to write: results.json and responses.jsonl."""
     max_new_tokens: int = 256
+    """Where a response is cut off."""
     temperature: float = 1.0
+    """Logits are divided by it."""
     greedy: bool = False
+    """Take the likeliest token each time."""
     seed: int = 0
+    """Everything random follows from it."""
     threads: int | None = None
+    """Processor threads (none: all)."""
 
 
 def evaluate(arguments: Sequence[str]) -> None:

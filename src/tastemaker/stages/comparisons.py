@@ -27,6 +27,7 @@ class ComparisonsConfig:
     source: str | None = None
     """A file, dataset or Python function of ready rankings; none are collected then."""
     responses_per_prompt: int = 4
+    """K, from 2 to 9 (paper: 4 to 9)."""
     sources: tuple[str, ...] = ()
     """The policies that respond, such as "sft/baseline"; at least one, unless `source` is given."""
     train: int | None = None
@@ -38,6 +39,7 @@ class ComparisonsConfig:
     validation_overlap: int = 2
     """Raters of each group who rank each validation prompt; from two on, agreement is measured."""
     decoding: DecodingConfig = DecodingConfig()
+    """How they are sampled."""
 
     def __post_init__(self) -> None:
         if not 2 <= self.responses_per_prompt <= 9:

@@ -27,7 +27,9 @@ class DemonstrationsConfig:
     source: str | None = None
     """A file, dataset or Python function of ready demonstrations; none are collected then."""
     train: int | None = None
+    """Training prompts that get one (none: all)."""
     validation: int | None = None
+    """Validation prompts that get one (none: all)."""
 
 
 def collect_demonstrations(

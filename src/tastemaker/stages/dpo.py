@@ -42,13 +42,19 @@ class DpoConfig:
     init: str
     """What DPO starts from and is held to: in a recipe an SFT variant, alone a model folder."""
     beta: float = 0.1
+    """How strongly the policy is held to where it started."""
     variant: Literal["sigmoid", "ipo"] = "sigmoid"
+    """The loss: DPO's own, or IPO's square."""
     label_smoothing: float = 0.0
+    """The share of pairs taken to be labelled wrongly (conservative DPO)."""
     epochs: int = 1
+    """Passes over the pairs."""
     batch_size: int = 64
     """Pairs in an optimizer step."""
     optimizer: OptimizerConfig = OptimizerConfig(learning_rate=1e-6, warmup_steps=150, schedule="constant")
+    """AdamW and its schedule."""
     microbatch_tokens: int = 8192
+    """Tokens (padding inside attention included) that go through the model at once."""
     checkpoint_every: int = 50
     """Optimizer steps between checkpoints."""
 

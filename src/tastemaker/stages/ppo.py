@@ -36,7 +36,7 @@ from tastemaker.losses import adaptive_kl_coef, gae, policy_loss, ptx_loss, shap
 from tastemaker.model import LanguageModel, RewardModel
 from tastemaker.packing import Packed, microbatches, pack, pad_rows, response_sources
 from tastemaker.records import Prompt, Text
-from tastemaker.responses import DecodingConfig, as_response, sampling_for, seed_for
+from tastemaker.responses import DecodingConfig, as_response, fitting_prompts, sampling_for, seed_for
 from tastemaker.scoring import Scorer
 from tastemaker.shared_value import SharedValue
 from tastemaker.training import Loss, OptimizerConfig, StepReport, Trainer, WeightAverage, decay_for
@@ -48,6 +48,7 @@ class AdaptiveKl:
     """Steer the KL coefficient towards a target (Ziegler et al.); `target` in nats a response."""
 
     target: float = 6.0
+    """Nats a response."""
     horizon: float = 10_000.0
     """Episodes over which the controller acts."""
 
@@ -62,32 +63,47 @@ class PpoConfig:
     reward: str
     """In a recipe a reward variant, alone a reward model's folder; or a Python function `module:function`."""
     iterations: int = 500
+    """Rollouts, each followed by an update."""
     batch_size: int = 512
     """Episodes in an iteration."""
     minibatches: int = 8
+    """Optimizer steps that an inner epoch is cut into."""
     inner_epochs: int = 1
+    """Passes over the episodes of an iteration."""
     decoding: DecodingConfig = DecodingConfig(max_new_tokens=1024)
     """Rollouts: the length limit and the temperature, which applies to the log-probs of policy and reference too."""
     policy: OptimizerConfig = OptimizerConfig(learning_rate=5e-6, schedule="constant")
+    """The policy's optimizer."""
     value: OptimizerConfig = OptimizerConfig(learning_rate=9e-6, schedule="constant")
+    """The value function's optimizer."""
     warmup_iterations: int = 10
+    """Iterations over which learning rates rise to their peak."""
     kl_coef: float = 0.02
+    """Beta of Eq. 2."""
     adaptive_kl: AdaptiveKl | None = None
+    """Steer kl_coef towards a target."""
     gamma: float = 1.0
+    """Discount (paper: none)."""
     lam: float = 0.95
+    """Lambda of the advantage estimates."""
     clip: float = 0.2
+    """How far a ratio may leave 1."""
     value_clip: float = 0.2
+    """How far a value may leave its old one."""
     value_function: Literal["separate", "shared"] = "separate"
     """"shared" puts the value head on the policy's own trunk: a different, cheaper algorithm."""
     value_coef: float = 0.1
     """Weight of the value loss where the trunk is shared."""
     whiten_advantages: bool = True
+    """To mean 0 and variance 1 over the batch."""
     truncated: Literal["penalty", "score", "mask"] = "penalty"
     """A response cut off at the length limit: loses `truncation_penalty`, is scored as it is, or trains nothing."""
     truncation_penalty: float = 1.0
+    """What a cut off response loses."""
     ptx_coef: float = 0.0
     """Gamma of Eq. 2: weight of the pretraining loss per token beside the policy loss per token; 0 is plain PPO."""
     ptx_examples_per_episode: float = 8.0
+    """Pieces of text for each episode (paper: 8)."""
     max_text_tokens: int = 512
     """Pretraining documents are cut into pieces of this length."""
     ema_decay: float = 0.992
@@ -95,7 +111,9 @@ class PpoConfig:
     old_logprobs: Literal["trainer", "sampler"] = "trainer"
     """"sampler" saves a forward pass; only for fp32, where sampler and trainer agree to 5e-5."""
     lora: LoraConfig | None = None
+    """Train adapters in place of all weights."""
     microbatch_tokens: int = 8192
+    """Tokens (padding inside attention included) that go through the model at once."""
     keep_every: int | None = None
     """Iterations between models that are kept under `iterations/`, for curves of quality against KL."""
     checkpoint_every: int = 10
@@ -548,22 +566,6 @@ class _Controller:
 
     def load_state(self, state: Mapping[str, Any]) -> None:
         self.run.kl_coef = float(state["kl_coef"])
-
-
-def fitting_prompts(
-    prompts: Sequence[Prompt], policy: LanguageModel, max_new_tokens: int
-) -> tuple[list[Prompt], list[list[int]]]:
-    """The prompts that leave room for a whole response in the context, and their ids. The rest is dropped loudly."""
-    ids = [policy.tokenizer.prompt_ids(prompt.messages) for prompt in prompts]
-    fits = [index for index, row in enumerate(ids) if len(row) + max_new_tokens <= policy.context]
-    if not fits:
-        raise DataError(
-            f"none of the {len(prompts)} prompts leaves room for {max_new_tokens} new tokens in the model's context of "
-            f"{policy.context}; give shorter prompts or lower max_new_tokens."
-        )
-    if len(fits) < len(prompts):
-        say(f"{len(prompts) - len(fits)} of {len(prompts)} prompts are too long for the context and left out")
-    return [prompts[index] for index in fits], [ids[index] for index in fits]
 
 
 def ratio_sums(logprob_BT: Tensor, old_logprob_BT: Tensor, mask_BT: Tensor, *, clip: float) -> dict[str, float]:

@@ -55,6 +55,7 @@ class RewardConfig:
     batch_size: int = 64
     """Prompts in an optimizer step."""
     optimizer: OptimizerConfig = OptimizerConfig(learning_rate=9e-6)
+    """AdamW and its schedule."""
     max_tokens: int | None = None
     """The longest sequence it reads, in training and later; a longer prompt loses its beginning (None: its context)."""
     normalize: Literal["pairs", "all"] = "pairs"

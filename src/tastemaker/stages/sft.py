@@ -40,6 +40,7 @@ class SftConfig:
     batch_size: int = 32
     """Demonstrations in an optimizer step."""
     optimizer: OptimizerConfig = OptimizerConfig(learning_rate=9.65e-6)
+    """AdamW and its schedule."""
     residual_dropout: float = 0.2
     """Dropout of the residual stream, where the architecture has it."""
     pretraining_mix: float = 0.0

@@ -37,9 +37,11 @@ class OptimizerConfig:
     warmup_steps: int = 0
     """Optimizer steps over which the rate rises to its peak, from a tenth of it."""
     betas: tuple[float, float] = (0.9, 0.95)
+    """Adam's two decays."""
     epsilon: float = 1e-8
     """Adam's epsilon, as PyTorch places it (outside the bias correction)."""
     weight_decay: float = 0.0
+    """Decoupled weight decay."""
     max_grad_norm: float = 1.0
     """Gradients are scaled down to this global norm."""
     precision: Precision = "float32"

@@ -37,6 +37,7 @@ class Check:
     """One number and its bound: the interval of `measure` must lie above `above`, or below `below`."""
 
     measure: Measure
+    """The number that is measured."""
     a: str
     """A contestant, or a reward variant for the reward measures."""
     b: str | None = None
@@ -52,7 +53,9 @@ class Check:
     where: Mapping[str, str] | None = None
     """Only prompts whose record has these fields."""
     above: float | None = None
+    """The whole interval must lie above this."""
     below: float | None = None
+    """The whole interval must lie below this."""
 
     def __post_init__(self) -> None:
         if (self.above is None) == (self.below is None):
@@ -90,8 +93,11 @@ class Claim:
     """A statement and the checks that bear it out."""
 
     id: str
+    """Its name in results and report."""
     statement: str
+    """What is claimed, in a sentence."""
     checks: tuple[Check, ...]
+    """All of them must hold."""
 
 
 class Measured(Protocol):

@@ -36,7 +36,9 @@ class FewShot:
     template: str = "{prompt}\n{response}\n\n"
     """One worked example, as it stands in the prefix."""
     shots: int = 6
+    """Worked examples in a prefix."""
     candidates: int = 20
+    """Prefixes that are tried."""
     prompts: int = 64
     """Validation prompts on which the candidates are compared."""
 
@@ -50,6 +52,7 @@ class Contestant:
     stop_texts: tuple[str, ...] = ()
     """Further tokens that end a response, such as a base model's mark of the next question."""
     few_shot: FewShot | None = None
+    """Worked examples before every prompt."""
     best_of: int | None = None
     """Sample this many responses and keep the one that scores highest."""
     reference: str | None = None

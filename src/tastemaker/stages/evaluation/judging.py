@@ -36,6 +36,7 @@ class EvaluationConfig:
     """Who is compared with whom, on how many prompts."""
 
     contestants: dict[str, Contestant]
+    """Who responds, by name."""
     pairs: tuple[tuple[str, str], ...]
     """Pairs to judge; the win rate is of the first over the second."""
     prompts: int | None = None
@@ -43,11 +44,13 @@ class EvaluationConfig:
     baseline: str | None = None
     """The contestant that win rates by category are measured against."""
     decodings: tuple[DecodingConfig, ...] = (DecodingConfig(greedy=True), DecodingConfig())
+    """How they respond; a claim that names none is judged under the last."""
     judges: tuple[Literal["held-out", "training"], ...] = ("held-out",)
     """Which groups of raters judge. The paper reports both; only held-out ones trained nothing."""
     judge_reward: str | None = None
     """A reward variant that judges in place of raters: one that is independent of what the policies were trained on."""
     judges_per_comparison: int = 1
+    """Raters of a group who judge each comparison."""
     rated: tuple[str, ...] = ()
     """Contestants whose responses are also rated alone, 1 to 7, with the paper's yes/no fields."""
     heldout_texts: int = 200
@@ -55,6 +58,7 @@ class EvaluationConfig:
     gold: str | None = None
     """A Python function `module:function` that knows the true worth of a response, where there is one."""
     claims: tuple[Claim, ...] = ()
+    """Statements that the run is to bear out."""
 
     def __post_init__(self) -> None:
         named = {name for pair in self.pairs for name in pair} | {*self.rated}

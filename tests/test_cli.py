@@ -1,0 +1,162 @@
+"""The command line: help at once, exit codes, each stage alone on the user's own files, one after another."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+from tests.models import save_model
+
+from tastemaker import __version__
+from tastemaker.artefacts import read_manifest
+from tastemaker.cli import COMMANDS, main, usage
+from tastemaker.metrics import read_metrics
+from tastemaker.store import LabelService, Store
+
+HELP = """\
+usage: tastemaker COMMAND [options]
+
+Teach a language model by human preference: demonstrations, rankings, a reward model,
+PPO or DPO, and blind evaluation.
+
+commands:
+"""
+
+
+def write(path: Path, rows: Sequence[Mapping[str, Any]]) -> str:
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return str(path)
+
+
+def results(folder: Path) -> dict[str, Any]:
+    found: dict[str, Any] = json.loads((folder / "results.json").read_text())
+    return found
+
+
+@pytest.mark.parametrize("arguments", [[], ["-h"], ["--help"], ["help"]])
+def test_help_names_every_command(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(arguments) == 0
+    said = capsys.readouterr().out
+    assert said == usage() + "\n"
+    assert said.startswith(HELP)
+    for name, (text, _) in COMMANDS.items():
+        assert f"  {name}" in said
+        assert text in said
+
+
+def test_version(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["--version"]) == 0
+    assert capsys.readouterr().out == f"tastemaker {__version__}\n"
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_every_command_has_help(command: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main([command, "--help"]) == 0
+    assert f"usage: tastemaker {command}" in capsys.readouterr().out
+
+
+def test_the_program_is_installed_and_exits_with_the_code() -> None:
+    done = subprocess.run([sys.executable, "-m", "tastemaker.cli", "stf"], capture_output=True, text=True)
+    assert done.returncode == 2
+    assert done.stderr == "error: there is no command 'stf'. Did you mean 'sft'?\n"
+
+
+def test_an_interrupt_is_no_traceback(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    import tastemaker.commands.whole
+
+    def interrupted(arguments: Sequence[str]) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(tastemaker.commands.whole, "report", interrupted)
+    assert main(["report", "out"]) == 130
+    assert "the same command continues" in capsys.readouterr().err
+
+
+def test_the_stages_alone_one_after_another(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """From prompts to a judged policy on files in a folder of the user's own, with a judge of the user's own."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "user_judge.py").write_text(
+        "def likes_w7(prompts, responses, records):\n    return [r.split().count('w7') + 0.0 for r in responses]\n"
+    )
+    model = str(save_model(tmp_path / "base", max_position_embeddings=64))
+    prompts = write(tmp_path / "p.jsonl", [{"prompt": f"w{n} w{n + 1}", "user": f"u{n}"} for n in range(3, 33)])
+    shown = write(tmp_path / "d.jsonl", [{"prompt": f"w{n}", "completion": f"w7 w{n}"} for n in range(10, 20)])
+    ranked = write(
+        tmp_path / "r.jsonl", [{"prompt": f"w{n}", "chosen": "w7 w7", "rejected": f"w{n}"} for n in range(20, 40)]
+    )
+    text = write(tmp_path / "t.jsonl", [{"text": f"w{n} w{n + 2} w{n + 4}"} for n in range(9)])
+    short = ["--decoding.max-new-tokens", "5"]
+    fast = ["--batch-size", "4", "--threads", "1"]
+    episodes = ["--minibatches", "2", "--iterations", "2", "--warmup-iterations", "0", *short]
+    mix = ["--text", text, "--ptx-coef", "0.5", "--out", "ppo"]
+    policies = ["ppo", "ppo/model", "sft", "sft/model", "dpo", "dpo/model"]
+    short_ones = ["--out", "ev", "--max-new-tokens", "5"]
+    for command in (
+        ["prompts", "--data", prompts, "--out", "prompts"],
+        ["sft", "--model", model, "--data", shown, "--out", "sft", "--epochs", "2", *fast],
+        ["reward", "--model", "sft/model", "--data", ranked, "--demonstrations", shown, "--out", "rm", *fast],
+        ["ppo", "--init", "sft/model", "--reward", "rm/model", "--data", "prompts/train.jsonl", *mix, *fast, *episodes],
+        ["dpo", "--init", "sft/model", "--data", ranked, "--validation", ranked, "--out", "dpo", *fast],
+        ["evaluate", "--policies", *policies, "--data", prompts, "--judge", "user_judge:likes_w7", *short_ones],
+    ):
+        assert main(command) == 0, capsys.readouterr().err
+        out = command[command.index("--out") + 1]
+        assert read_manifest(tmp_path / out) is not None
+        assert main(command) == 0
+        assert f"{out} is up to date" in capsys.readouterr().err
+    assert len(read_metrics(tmp_path / "sft" / "metrics.jsonl")) == 2 * 3
+    assert results(tmp_path / "rm")["demonstrations_centred"] == 10
+    assert "ptx_loss" in read_metrics(tmp_path / "ppo" / "metrics.jsonl")[-1]
+    assert results(tmp_path / "dpo")["n"] == 20
+    compared = results(tmp_path / "ev")["comparisons"]
+    assert [(row["a"], row["b"], row["n"]) for row in compared] == [("ppo", "sft", 30), ("ppo", "dpo", 30)]
+    rows = [json.loads(line) for line in (tmp_path / "ev" / "responses.jsonl").read_text().splitlines()]
+    assert rows[0]["scores"].keys() == {"ppo", "sft", "dpo"}
+    for row in rows:
+        assert row["scores"]["sft"] == row["responses"]["sft"].split().count("w7")
+
+
+def test_a_changed_model_folder_makes_the_next_stage_run_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    shown = write(tmp_path / "d.jsonl", [{"prompt": "w3", "completion": "w4"}])
+    save_model(tmp_path / "base")
+    command = ["sft", "--model", "base", "--data", shown, "--out", "sft", "--epochs", "1"]
+    assert main(command) == 0
+    first = (tmp_path / "sft/model/model.safetensors").read_bytes()
+    save_model(tmp_path / "base", seed=1)
+    assert main(command) == 0
+    assert (tmp_path / "sft/model/model.safetensors").read_bytes() != first
+
+
+def test_tasks_go_out_and_answers_come_in_as_files(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from tests.stages.conftest import prompt
+
+    from tastemaker.store.tasks import Guideline, NewItem, StudyConfig
+
+    monkeypatch.chdir(tmp_path)
+    store = Store.open(tmp_path / "labels.db")
+    study = StudyConfig(
+        name="s", kind="demonstration", purpose="training", rater_group="g", guideline=Guideline(version="1", text="t")
+    )
+    LabelService(store).queue(study, [NewItem(key=f"k{n}", prompt=prompt(f"question {n}")) for n in range(3)])
+    store.close()
+    label = ["label", "--database", "labels.db"]
+    assert main([*label, "status"]) == 0
+    assert capsys.readouterr().out == "s\tdemonstration\tg\t0/3 answered\n"
+    assert main([*label, "tasks", "--study", "s"]) == 2
+    assert "needs --rater and --file" in capsys.readouterr().err
+    assert main([*label, "tasks", "--study", "x", "--rater", "ann", "--file", "tasks.jsonl"]) == 2
+    assert "there is no study 'x'" in capsys.readouterr().err
+    assert main([*label, "tasks", "--study", "s", "--rater", "ann", "--file", "tasks.jsonl", "--limit", "2"]) == 0
+    rows = [json.loads(line) for line in (tmp_path / "tasks.jsonl").read_text().splitlines()]
+    assert len(rows) == 2
+    assert "k0" not in (tmp_path / "tasks.jsonl").read_text()
