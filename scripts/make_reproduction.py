@@ -21,6 +21,18 @@ other reason; the numbers of the claims are those of the paper's list in `claims
 say nothing of the variation between seeds: compare the columns for that.
 
 Made by `python scripts/make_reproduction.py RUN...` from the runs' own `results.json`.
+
+## What does not hold, and why
+
+- **Claim 7, seed 1.** The policy refuses 78 of 112 safe look-alikes (its SFT baseline 31; seeds 0 and 2: 4 and 3). The
+  reward model of that seed agrees with raters on 63.5 % of held-out pairs, against 67.5 % for seed 0. Probable cause
+  (not measured further): it rates the refusal above most tools, and PPO finds that.
+- **Claim 10, seed 2.** PPO-ptx follows explicit constraints 5 points more often than the supervised model, and the
+  interval [-6, 16] holds 0: 161 prompts have a constraint, too few for a difference of that size.
+- **Greedy decoding, at equal length.** PPO's greedy responses nearly all open politely, which most raters like. Against
+  the few-shot large base they win, but not at equal length; see the length-controlled figures in the last table.
+- **Not run yet:** `recipes/small.toml` (claims 6, 8, DPO, five-fold accuracy over raters) and
+  `recipes/overoptimization.toml` (claims 4 and 5). Nothing is claimed from them.
 """
 
 

@@ -62,7 +62,6 @@ TITLES = {
     "value_grad_norm": "Gradient norm, value",
     "value_learning_rate": "Learning rate, value",
     "seconds": "Time of a step",
-    "tokens_per_second": "Speed",
     "heldout_text_loss": "Loss on held-out text",
 }
 UNITS = {

@@ -1,0 +1,105 @@
+"""Comparisons and demonstrations: who responds, what is shown, and what comes back from the raters."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+
+import pytest
+from tests.models import save_model
+from tests.stages.conftest import prompt
+
+from tastemaker.checkpoint import load_policy
+from tastemaker.config import from_mapping
+from tastemaker.panel import Panel
+from tastemaker.raters import RaterProfile, SimulatedRater
+from tastemaker.records import Prompt, Response
+from tastemaker.responses import DecodingConfig, sample_responses
+from tastemaker.stages.comparisons import Candidates, ComparisonsConfig, collect_rankings, sample_candidates
+from tastemaker.stages.demonstrations import TRAINING_GUIDELINE, collect_demonstrations
+from tastemaker.store import LabelService, Store
+
+PROMPTS = [prompt(f"w{number} w{number + 1}") for number in range(5, 12)]
+
+
+@pytest.fixture
+def service(tmp_path: Path) -> Iterator[LabelService]:
+    store = Store.open(tmp_path / "labels.db")
+    yield LabelService(store)
+    store.close()
+
+
+def by_length(prompt: Prompt, response: Response) -> Mapping[str, float]:
+    return {"words": float(len(response.text.split()))}
+
+
+def echo(prompt: Prompt, seed: int) -> str:
+    return f"so {prompt.messages[-1].content}"
+
+
+def panel(count: int = 3) -> Panel:
+    profiles = [RaterProfile(name=f"r{n}", group="training", weights={"words": 1.0}, noise=0.0) for n in range(count)]
+    raters = tuple(SimulatedRater(profile, 0, by_length, write=echo) for profile in profiles)
+    return Panel(group="training", address="", simulated=raters)
+
+
+def config(**changes: object) -> ComparisonsConfig:
+    whole = {"responses_per_prompt": 5, "sources": ["sft/a", "sft/b"], "decoding": {"max_new_tokens": 4}}
+    return from_mapping(ComparisonsConfig, whole | changes, where="test")
+
+
+def test_sources_take_turns(base: str, tmp_path: Path) -> None:
+    """K = 5 from two policies: a b a b a; each policy's responses are its own samples, in order."""
+    policies = {"sft/a": load_policy(base), "sft/b": load_policy(str(save_model(tmp_path / "other", seed=1)))}
+    law = DecodingConfig(max_new_tokens=4)
+    own = {
+        name: sample_responses(policy, PROMPTS, n=n, decoding=law, seed=3, purpose=f"comparisons/{name}")
+        for (name, policy), n in zip(policies.items(), (3, 2), strict=True)
+    }
+    for place, drawn in enumerate(sample_candidates(policies, PROMPTS, config(), seed=3)):
+        a, b = own["sft/a"][place], own["sft/b"][place]
+        expected = dict.fromkeys(response.text for response in (a[0], b[0], a[1], b[1], a[2]))
+        assert [response.text for response in drawn.responses] == list(expected)
+        assert set(drawn.sources) == {"sft/a", "sft/b"}
+
+
+def test_what_is_said_twice_is_shown_once_and_a_single_response_is_not_ranked(base: str) -> None:
+    greedy = config(decoding={"max_new_tokens": 4, "greedy": True}, sources=["sft/a"])
+    assert sample_candidates({"sft/a": load_policy(base)}, PROMPTS, greedy, seed=0) == []
+
+
+def test_candidates_do_not_depend_on_the_prompts_beside_them(base: str) -> None:
+    policies = {"sft/a": load_policy(base)}
+    settings = config(sources=["sft/a"])
+    together = sample_candidates(policies, PROMPTS, settings, seed=3)
+    assert sample_candidates(policies, PROMPTS[2:3], settings, seed=3) == together[2:3]
+    assert sample_candidates(policies, PROMPTS, settings, seed=4) != together
+
+
+def test_rankings_come_back_with_ties_and_their_rater(service: LabelService) -> None:
+    texts = ["one two", "one", "one two three", "two one"]
+    drawn = [
+        Candidates(prompt=one, responses=tuple(Response(text=text) for text in texts), sources=("sft/a",) * 4)
+        for one in PROMPTS
+    ]
+    found = collect_rankings(service, drawn, panel(), study="s", guideline=TRAINING_GUIDELINE, overlap=2)
+    assert len(found) == 2 * len(PROMPTS)
+    for ranking in found:
+        assert [response.text for response in ranking.responses] == texts
+        assert ranking.order == ((2,), (0, 3), (1,))
+        assert ranking.author.origin == "simulated"
+        assert ranking.author.guideline_version == TRAINING_GUIDELINE.version
+    for first, second in zip(found[::2], found[1::2], strict=True):
+        assert first.prompt == second.prompt
+        assert first.author.rater != second.author.rater
+    assert len({ranking.author.rater for ranking in found}) == 3
+    again = collect_rankings(service, drawn, panel(), study="s", guideline=TRAINING_GUIDELINE, overlap=2)
+    assert again == found, "nothing is asked twice"
+
+
+def test_every_prompt_gets_one_demonstration(service: LabelService) -> None:
+    found = collect_demonstrations(service, PROMPTS, panel(), study="d")
+    assert [(one.prompt.messages, one.response) for one in found] == [
+        (one.messages, f"so {one.messages[-1].content}") for one in PROMPTS
+    ]
+    assert {one.author.rater_group for one in found} == {"training"}
