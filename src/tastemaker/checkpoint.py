@@ -54,6 +54,12 @@ def resolve_source(source: str) -> str:
     return str(path)
 
 
+def model_source(source: str) -> Path | str:
+    """A model that lies on this machine by its path, so that its content is what counts; any other by its name."""
+    place = resolve_source(source)
+    return Path(place) if Path(place).exists() else source
+
+
 def load_policy(source: str, *, stop_texts: Sequence[str] = (), residual_dropout: float = 0.0) -> LanguageModel:
     """Load a causal language model and its tokenizer in fp32 from a folder, a `.gguf` file, `package:...` or the hub.
 

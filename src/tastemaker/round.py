@@ -29,7 +29,7 @@ from tastemaker.artefacts import (
     read_json,
     run_stage,
 )
-from tastemaker.checkpoint import load_policy, load_reward_model
+from tastemaker.checkpoint import load_policy, load_reward_model, model_source
 from tastemaker.config import to_json
 from tastemaker.console import say
 from tastemaker.errors import ConfigError, DataError
@@ -142,7 +142,7 @@ class Round:
         """Fine-tune the base on the demonstrations."""
         config, base = self.recipe.sft[variant], self.recipe.base
         inputs: dict[str, Path | str] = {
-            "base": _model_fingerprint(base.model),
+            "base": model_source(base.model),
             "demonstrations": self.file("2-demonstrations/train.jsonl"),
             "seed": self.seed,
         }
@@ -490,10 +490,6 @@ class Round:
 def _read_if_any(path: Path, read: Callable[[Path], list[Any]]) -> list[Any]:
     """The records of one of our own files, which may be empty."""
     return read(path) if path.exists() and path.stat().st_size else []
-
-
-def _model_fingerprint(source: str) -> Path | str:
-    return Path(source) if Path(source).exists() else source
 
 
 def _agreement(rankings: list[Ranking]) -> dict[str, Any]:

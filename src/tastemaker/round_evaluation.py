@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from tastemaker import sources
 from tastemaker.artefacts import read_json
+from tastemaker.checkpoint import model_source
 from tastemaker.corpus import encode_texts, text_loss
 from tastemaker.errors import ConfigError, DataError
 from tastemaker.files import atomic_write, read_demonstrations, write_json
@@ -70,11 +71,10 @@ def evaluate(round_: Round) -> None:
 def source_of(round_: Round, name: str) -> Path | str:
     """A contestant's model: "base", a variant of this run, or any model source."""
     if name == "base":
-        base = round_.recipe.base.model
-        return Path(base) if Path(base).exists() else base
+        return model_source(round_.recipe.base.model)
     if name.partition("/")[0] in ("sft", "policy"):
         return round_.model_folder(name)
-    return Path(name) if Path(name).exists() else name
+    return model_source(name)
 
 
 class _Evaluation:
