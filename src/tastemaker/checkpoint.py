@@ -23,7 +23,7 @@ import torch
 from torch import Tensor, nn
 
 from tastemaker.errors import ModelError
-from tastemaker.files import atomic_write
+from tastemaker.files import atomic_write, sync_folder
 from tastemaker.lora import merged_state
 from tastemaker.model import LanguageModel, RewardModel
 from tastemaker.tokenizer import Tokenizer, load_tokenizer, wrap_tokenizer
@@ -170,7 +170,7 @@ def written_whole(folder: Path) -> Iterator[Path]:
     if folder.exists():
         shutil.rmtree(folder)
     os.replace(aside, folder)
-    _sync_folder(folder.parent)
+    sync_folder(folder.parent)
 
 
 def _save_library(folder: Path, library: Any, tokenizer: Tokenizer, weights: Mapping[str, Tensor]) -> None:
@@ -310,11 +310,3 @@ def _quiet_library() -> Iterator[None]:
 def _sync_file(path: Path) -> None:
     with path.open("rb") as file:
         os.fsync(file.fileno())
-
-
-def _sync_folder(folder: Path) -> None:
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

@@ -368,10 +368,10 @@ def _written_aside(path: Path, binary: bool) -> Iterator[IO[str] | IO[bytes]]:
     except BaseException:
         aside.unlink(missing_ok=True)
         raise
-    _sync_folder(path.parent)
+    sync_folder(path.parent)
 
 
-def _sync_folder(folder: Path) -> None:
+def sync_folder(folder: Path) -> None:
     """Make a rename survive a power cut. Only POSIX systems can open a folder."""
     if os.name != "posix":
         return

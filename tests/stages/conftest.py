@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 import pytest
@@ -10,6 +10,7 @@ from tests.models import save_model
 
 from tastemaker.checkpoint import new_reward_model, save_reward_model
 from tastemaker.records import Author, Demonstration, Message, Prompt, Ranking, Response, WeakOrder
+from tastemaker.store import LabelService, Store
 
 
 def prompt(text: str) -> Prompt:
@@ -39,3 +40,14 @@ def reward_model(base: str, tmp_path_factory: pytest.TempPathFactory) -> str:
     model.offset += 0.375
     save_reward_model(folder, model)
     return str(folder)
+
+
+@pytest.fixture
+def service(tmp_path: Path) -> Iterator[LabelService]:
+    store = Store.open(tmp_path / "labels.db")
+    yield LabelService(store)
+    store.close()
+
+
+def by_length(prompt: Prompt, response: Response) -> Mapping[str, float]:
+    return {"words": float(len(response.text.split()))}

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
 from pathlib import Path
 
-import pytest
 from tests.models import save_model
-from tests.stages.conftest import prompt
+from tests.stages.conftest import by_length, prompt
 
 from tastemaker.checkpoint import load_policy
 from tastemaker.config import from_mapping
@@ -17,20 +15,9 @@ from tastemaker.records import Prompt, Response
 from tastemaker.responses import DecodingConfig, sample_responses
 from tastemaker.stages.comparisons import Candidates, ComparisonsConfig, collect_rankings, sample_candidates
 from tastemaker.stages.demonstrations import TRAINING_GUIDELINE, collect_demonstrations
-from tastemaker.store import LabelService, Store
+from tastemaker.store import LabelService
 
 PROMPTS = [prompt(f"w{number} w{number + 1}") for number in range(5, 12)]
-
-
-@pytest.fixture
-def service(tmp_path: Path) -> Iterator[LabelService]:
-    store = Store.open(tmp_path / "labels.db")
-    yield LabelService(store)
-    store.close()
-
-
-def by_length(prompt: Prompt, response: Response) -> Mapping[str, float]:
-    return {"words": float(len(response.text.split()))}
 
 
 def echo(prompt: Prompt, seed: int) -> str:

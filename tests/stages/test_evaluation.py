@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from tests.models import save_model
-from tests.stages.conftest import demonstration, prompt
+from tests.stages.conftest import by_length, demonstration, prompt
 
 from tastemaker.checkpoint import load_policy
 from tastemaker.config import from_mapping
@@ -37,21 +37,10 @@ from tastemaker.stages.evaluation import (
 from tastemaker.stages.evaluation.contestants import reference_logprobs, respond
 from tastemaker.stages.evaluation.judging import rate
 from tastemaker.statistics import best_of_n_kl
-from tastemaker.store import LabelService, Store
+from tastemaker.store import LabelService
 
 PROMPTS = [prompt(f"question {number}") for number in range(61)]
 LAWS = [DecodingConfig(greedy=True), DecodingConfig()]
-
-
-@pytest.fixture
-def service(tmp_path: Path) -> Iterator[LabelService]:
-    store = Store.open(tmp_path / "labels.db")
-    yield LabelService(store)
-    store.close()
-
-
-def by_length(prompt: Prompt, response: Response) -> Mapping[str, float]:
-    return {"words": float(len(response.text.split()))}
 
 
 def panel(group: str = "held-out", *, lapse: float = 0.0, noise: float = 0.0, count: int = 5) -> Panel:

@@ -19,7 +19,7 @@ from typing import Any
 import torch
 
 from tastemaker.checkpoint import load_policy, save_policy
-from tastemaker.corpus import encode_texts, permutation, shuffled_forever, text_loss
+from tastemaker.corpus import encode_texts, permutation, shuffled_forever
 from tastemaker.errors import ConfigError, DataError
 from tastemaker.files import write_json
 from tastemaker.losses import sft_loss
@@ -210,8 +210,3 @@ def select_epoch(folder: Path, *, scores: dict[str, float], epochs: Path) -> Pat
     save_policy(folder / "model", policy)
     write_json(folder / "choice.json", choice)
     return folder / "model"
-
-
-def heldout_text_loss(policy: LanguageModel, texts: Sequence[Text], *, max_tokens: int, budget: int) -> float:
-    """The policy's loss on held-out pretraining text: what alignment costs."""
-    return text_loss(policy, encode_texts(texts, policy.tokenizer, max_tokens=max_tokens), budget=budget)

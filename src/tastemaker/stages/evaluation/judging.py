@@ -18,7 +18,7 @@ from tastemaker.responses import DecodingConfig
 from tastemaker.stages.evaluation.claims import Check, Claim
 from tastemaker.stages.evaluation.contestants import Contestant, Responses
 from tastemaker.store import LabelService
-from tastemaker.store.tasks import Comparison, Guideline, NewItem, NewOutput, Rating, StudyConfig
+from tastemaker.store.tasks import Guideline, NewItem, NewOutput, Rating, StudyConfig
 
 EVALUATION_GUIDELINE = Guideline(
     version="evaluation-1",
@@ -207,6 +207,3 @@ def _study(name: str, kind: str, panel: Panel, *, overlap: int) -> StudyConfig:
         guideline=EVALUATION_GUIDELINE,
         overlap=overlap,
     )
-
-
-__all__ = ["Comparison", "EvaluationConfig", "Judged", "judge", "rate"]
