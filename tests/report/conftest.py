@@ -112,6 +112,81 @@ def write_demo_run(out: Path) -> Path:
     return out
 
 
+def measured(value: float, half: float) -> Json:
+    return {"value": value, "ci95": [value - half, value + half], "n": 700}
+
+
+COURSE = (
+    # contestant, policy, state, iteration, beta, KL, proxy, gold
+    ("b0", "b0", "finished", 120, 0.0, 9.0, 1.30, 0.40),
+    ("b0_1", "b0_1", "finished", 120, 0.1, 2.0, 1.00, 1.70),
+    ("b1_5", "b1_5", "finished", 120, 1.5, 0.2, 0.50, 1.40),
+    ("b0-030", "b0", "checkpoint", 30, 0.0, 4.0, 0.90, 1.60),
+    ("b0-060", "b0", "checkpoint", 60, 0.0, 9.4, 1.10, 1.20),
+    ("b0-ema", "b0", "ema", 120, 0.0, 5.0, 1.05, 0.95),
+)
+
+
+@pytest.fixture
+def course_run(tmp_path: Path) -> Path:
+    """A sweep over beta, and the course of its unpenalised policy, whose KL falls again at the end."""
+    rows: list[Json] = [
+        {
+            "policy": policy,
+            "variant": variant,
+            "state": state,
+            "iteration": iteration,
+            "start": "sft",
+            "beta": beta,
+            "kl": kl,
+            "proxy": measured(proxy, 0.06),
+            "gold": measured(gold, 0.1),
+        }
+        for policy, variant, state, iteration, beta, kl, proxy, gold in COURSE
+    ]
+    models: Json = {
+        str(row["policy"]): {"kind": "policy", "kl": row["kl"], "proxy_score": row["proxy"], "gold": row["gold"]}
+        for row in rows
+    }
+    sft: Json = {"kind": "sft", "kl": -1e-7, "proxy_score": measured(0.0, 0.06), "gold": measured(1.1, 0.1)}
+    out = tmp_path / "course"
+    results = {"recipe": "overoptimization", "seed": 3, "models": {"sft": sft, **models}, "over_optimization": rows}
+    _write_json(out / "results.json", results)
+    return out
+
+
+@pytest.fixture
+def lone_run(tmp_path: Path) -> Path:
+    """An evaluation alone: `ppo` against `sft` and `dpo` on five prompts, judged by a reward model."""
+    out = tmp_path / "evaluation"
+    comparisons = [
+        {
+            "a": "ppo",
+            "b": other,
+            "judge": "out/reward_model/final",
+            "decoding": "T=1",
+            "n": 5,
+            "win_rate": rate,
+            "ci95": [low, high],
+        }
+        for other, rate, low, high in (("sft", 0.4, 0.06, 0.87), ("dpo", 0.6, 0.13, 0.94))
+    ]
+    models = {name: {"score": measured(score, 1.0)} for name, score in (("ppo", 0.7), ("sft", 1.5), ("dpo", 0.1))}
+    judge = {"name": "out/reward_model/final", "kind": "reward model"}
+    _write_json(out / "results.json", {"seed": 0, "judge": judge, "comparisons": comparisons, "models": models})
+    rows = [
+        {
+            "prompt": [{"role": "user", "content": f"name {count} green things."}],
+            "category": "",
+            "responses": {"ppo": f"pea, {count} times", "sft": "leaf", "dpo": ""},
+            "scores": {"ppo": 0.5 * count, "sft": 1.0, "dpo": -1.0},
+        }
+        for count in range(1, 6)
+    ]
+    _write_lines(out / "responses.jsonl", rows)
+    return out
+
+
 def demo_results(random_: random.Random) -> Json:
     """results.json of the demo run."""
     rungs = list(MODELS)

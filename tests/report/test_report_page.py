@@ -7,7 +7,7 @@ from __future__ import annotations
 import json
 import re
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from html.parser import HTMLParser
 from pathlib import Path
 from xml.etree import ElementTree
@@ -18,10 +18,11 @@ from tastemaker.errors import DataError
 from tastemaker.report import write_report
 from tastemaker.report.families import Inks
 from tastemaker.report.reading import read_run
+from tastemaker.report.sections import examples
 from tastemaker.report.winners import headline, winners
 
 VOID = {"meta", "link", "br"}
-STYLE = Path(write_report.__code__.co_filename).parent / "templates" / "style.css"
+STYLE = Path(write_report.__code__.co_filename).parent / "templates" / "chart.css"
 
 
 class Page(HTMLParser):
@@ -172,7 +173,7 @@ def only(a: str, b: str, rate: float, low: float, high: float) -> Callable[[dict
 def test_headline_admits_a_draw_and_a_defeat(demo_run: Path) -> None:
     change_results(demo_run, only("ppo", "sft", 0.52, 0.48, 0.56))
     assert headline_of(demo_run) == (
-        "Simulated held-out raters do not tell ppo from sft: they prefer the first 52% of the time."
+        "Simulated held-out raters cannot tell ppo from sft: they prefer the first 52% of the time."
     )
     change_results(demo_run, only("ppo", "sft", 0.40, 0.36, 0.44))
     assert headline_of(demo_run) == "Simulated held-out raters prefer sft to ppo, 60% of the time."
@@ -196,6 +197,59 @@ def test_a_reward_model_that_judges_is_not_called_raters(demo_run: Path) -> None
     assert headline_of(demo_run) == "Held-out raters prefer ppo to sft, 70% of the time."
 
 
+def test_an_evaluation_alone_names_its_judge(lone_run: Path) -> None:
+    assert headline_of(lone_run) == (
+        "The reward model out/reward_model/final cannot tell ppo from sft: it prefers the first 40% of the time."
+    )
+    _, page = page_of(lone_run)
+    prose = "the reward model out/reward_model/final prefers a model's response to the opponent's on the same prompt"
+    assert f"How often {prose}; ties count half." in page.words
+    assert "T=1 5 40% 6–87%" in page.words
+    assert "rater" not in page.words.lower()
+    assert "blindly" not in page.words
+    # The first policy meets each of the others, as was asked for, though dpo is no opponent of a run's ladder.
+    shown = winners(read_run(lone_run), Inks())
+    assert shown is not None
+    assert [opponent.name for opponent in shown.opponents] == ["sft", "dpo"]
+    change_results(lone_run, lambda results: results.update(judge={"name": "my_judge:taste", "kind": "function"}))
+    assert headline_of(lone_run).startswith("The function my_judge:taste cannot tell ppo from sft: it prefers")
+    change_results(lone_run, lambda results: results.update(judge={"name": "you", "kind": "person"}))
+    with pytest.raises(DataError, match=r"'judge' has the kind 'person'; it must be one of 'reward model', 'function'"):
+        read_run(lone_run)
+
+
+def test_an_evaluation_alone_shows_its_responses_and_no_stages(lone_run: Path) -> None:
+    _, page = page_of(lone_run)
+    for count in range(1, 6):
+        assert f"name {count} green things." in page.words
+        assert f"pea, {count} times" in page.words
+    assert "the judge's scores" in page.words
+    assert "Score by the judge 0.7 −0.3 to 1.7" in page.words
+    for part in ("What was done", "Demonstrations", "Not in this report", "What it cost", "Gold"):
+        assert part not in page.words
+    (lone_run / "responses.jsonl").unlink()
+    assert "samples from responses.jsonl" in page_of(lone_run)[1].words
+    assert "lineage from" not in page_of(lone_run)[1].words
+
+
+@pytest.mark.parametrize(
+    ("verdicts", "words"),
+    [
+        ((True,), "The one claim holds."),
+        ((False,), "The one claim does not hold."),
+        ((False, True), "1 of 2 claims holds."),
+        ((False, False), "0 of 2 claims hold."),
+        ((True, True, None), "2 of 2 claims hold."),
+    ],
+)
+def test_claims_are_counted_in_words_that_agree(demo_run: Path, verdicts: Sequence[bool | None], words: str) -> None:
+    claims = [{"id": str(place), "statement": "so", "holds": holds} for place, holds in enumerate(verdicts)]
+    change_results(demo_run, lambda results: results.update(claims=claims))
+    run = read_run(demo_run)
+    qualifiers = [re.sub(r"<[^>]+>", "", told) for told in headline(run, Inks()).qualifiers]
+    assert qualifiers[-1] == words
+
+
 def test_failed_claims_are_shown_as_failed(demo_run: Path) -> None:
     _, page = page_of(demo_run)
     assert "does not hold 3 False premises are corrected more often than by SFT." in page.words
@@ -204,7 +258,7 @@ def test_failed_claims_are_shown_as_failed(demo_run: Path) -> None:
 
 
 def test_over_optimisation_is_found_only_where_the_intervals_show_it(demo_run: Path) -> None:
-    assert "gold is highest (1.2) at 0.8 nats" in page_of(demo_run)[1].words
+    assert "gold is highest (1.20) at 0.8 nats" in page_of(demo_run)[1].words
     assert "it has over-optimised" in page_of(demo_run)[1].words
 
     def blur(results: dict[str, object]) -> None:
@@ -262,6 +316,20 @@ def test_samples_are_the_first_of_each_category_and_long_ones_are_cut(demo_run: 
     assert "… 223 more characters" in words
     assert "x" * 1501 not in words
     assert "(empty)" in words
+
+
+def test_of_one_category_the_first_samples_are_shown(demo_run: Path) -> None:
+    path = demo_run / "round-1" / "7-evaluation" / "samples.jsonl"
+    rows = [json.loads(line) | {"category": "chat"} for line in path.read_text(encoding="utf-8").splitlines()]
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    shown = examples(read_run(demo_run).samples, Inks())
+    assert [one.turns[-1][1] for one in shown] == [row["prompt"][-1]["content"] for row in rows[:12]]
+    assert "The first evaluation prompts, with" in page_of(demo_run)[1].words
+
+
+def test_memory_is_called_what_it_is(demo_run: Path) -> None:
+    """The processes' running maximum: a stage that needs little stands no lower than the one before it."""
+    assert "peak memory so far" in page_of(demo_run)[1].words
 
 
 def test_missing_results_are_a_clear_error(tmp_path: Path) -> None:

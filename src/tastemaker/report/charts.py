@@ -7,6 +7,7 @@ interval, the interval is drawn.
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -14,6 +15,7 @@ from dataclasses import dataclass
 from markupsafe import Markup
 
 from tastemaker.report.fields import Measured
+from tastemaker.report.notes import Box, Note, place_notes
 from tastemaker.report.svg import (
     LETTER_WIDTH,
     Scale,
@@ -35,22 +37,27 @@ FONT = 11.5
 NAME_SIZE = 12.5
 LABEL_GAP = 13.5
 ROOT_TICK_GAP = 34.0
+NOTE_SIZE = 10.5
+DOT = 4.0
+DOT_ROOM = 7.0  # about a point, out of which the notes of other points keep
+LINE_PIECE = 3.0  # how finely a line is followed when notes keep clear of it
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Point:
-    """A point of a line; `low` and `high` are its band or whisker, `note` is written beside it."""
+    """A point of a line; `low` and `high` are its band or whisker, `note` is written beside it where there is room."""
 
     x: float
     y: float
     low: float | None = None
     high: float | None = None
     note: str = ""
+    hollow: bool = False  # where a line begins and not what it is about
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Series:
-    """A line with its direct label and its CSS classes."""
+    """A line with its direct label (none where it is empty) and its CSS classes."""
 
     label: str
     ink: str
@@ -69,7 +76,7 @@ class LineChart:
     y_text: Callable[[float], str] | None = None
     is_share: bool = False  # the values are shares; the axis counts in per cent
     x_by_root: bool = False
-    marked: bool = False  # draw each point, with a whisker instead of a band
+    marked: bool = False  # draw each point, with a whisker instead of a band, and join them in the order given
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -118,7 +125,10 @@ def line_chart(chart: LineChart, *, width: float = 360, height: float = 208) -> 
     ticks = [tick for tick in nice_ticks(low, high, 6) if low <= tick <= high]
     labels = share_labels(ticks) if chart.is_share else tick_labels(ticks, chart.y_text)
     left = max(text_width(label, FONT) for label in labels) + 8
-    right = width - min(104.0, max(text_width(series.label, FONT) for series in chart.series) + 14)
+    right = width - max(
+        min(104.0, max(text_width(series.label, FONT) for series in chart.series) + 14),
+        text_width(chart.x_label, FONT) + 10,
+    )
     xs = [point.x for point in points]
     x = Scale(
         (0.0 if chart.x_by_root else min(xs), max(xs)), (left + 4, right - (8 if chart.marked else 2)), chart.x_by_root
@@ -130,12 +140,13 @@ def line_chart(chart: LineChart, *, width: float = 360, height: float = 208) -> 
         *(text(left - 6, y(tick) + 4, label, "tick", anchor="end") for tick, label in zip(ticks, labels, strict=True)),
         *_x_axis(chart, x, height),
     ]
-    # Notes of the first line stand above its points, those of the others below theirs, where they cross least.
-    marks = [_series(series, x, y, marked=chart.marked, above=place == 0) for place, series in enumerate(chart.series)]
+    marks = [_series(series, x, y, marked=chart.marked) for series in chart.series]
+    names = _end_labels(chart, x, y, right)
     return drawing(
         *frame,
         *marks,
-        *_end_labels(chart.series, x, y, right),
+        *_notes(chart.series, x, y, labels=[name.box for name in names], bounds=Box(left, 20, width, height - 26)),
+        *(name.drawn for name in names),
         width=width,
         height=height,
         title=chart.title,
@@ -165,9 +176,9 @@ def _x_axis(chart: LineChart, x: Scale, height: float) -> list[Markup]:
 
 
 def _root_ticks(x: Scale) -> list[float]:
-    """1, 2 and 5 times powers of ten, from the far end inward, as many as have room."""
+    """1, 2, 3, 5 and 8 times powers of ten, from the far end inward, as many as have room."""
     power = math.floor(math.log10(x.domain[1])) if x.domain[1] > 0 else 0
-    steps = (factor * 10.0**exponent for exponent in (power, power - 1) for factor in (5, 2, 1))
+    steps = (factor * 10.0**exponent for exponent in (power, power - 1) for factor in (8, 5, 3, 2, 1))
     ticks: list[float] = []
     for tick in steps:
         far_enough = not ticks or x(ticks[-1]) - x(tick) >= ROOT_TICK_GAP
@@ -182,8 +193,8 @@ def _padded(low: float, high: float) -> tuple[float, float]:
     return (0.0 if 0 <= low < air else low - air), high + air
 
 
-def _series(series: Series, x: Scale, y: Scale, *, marked: bool, above: bool) -> Markup:
-    ordered = sorted(series.points, key=lambda point: point.x)
+def _series(series: Series, x: Scale, y: Scale, *, marked: bool) -> Markup:
+    ordered = list(series.points) if marked else sorted(series.points, key=lambda point: point.x)
     parts: list[Markup] = []
     banded = [(point.x, point.low, point.high) for point in ordered if point.low is not None and point.high is not None]
     if banded and not marked:
@@ -195,30 +206,87 @@ def _series(series: Series, x: Scale, y: Scale, *, marked: bool, above: bool) ->
     if len(ordered) > 1:
         parts.append(path([(x(point.x), y(point.y)) for point in ordered], "line thin" if marked else "line"))
     if marked or len(ordered) == 1:
-        parts.extend(_marked_point(series, point, x, y, above=above) for point in ordered)
+        parts.extend(_marked_point(series, point, x, y) for point in ordered)
     return group(*parts, class_=series.ink)
 
 
-def _marked_point(series: Series, point: Point, x: Scale, y: Scale, *, above: bool) -> Markup:
+def _marked_point(series: Series, point: Point, x: Scale, y: Scale) -> Markup:
     told = element("title", f"{series.label} {point.note}".strip() + f": {point.y:.3g} at {point.x:.3g}")
-    dot = element("circle", told, cx=x(point.x), cy=y(point.y), r=4.0, class_="dot")
-    end = point.high if above else point.low
-    clear = y(point.y if end is None else end) + (-8 if above else 16)
-    beside = text(x(point.x), clear, point.note, "note", anchor="middle")
-    return group(dot, beside) if point.note else dot
+    return element("circle", told, cx=x(point.x), cy=y(point.y), r=DOT, class_="dot hollow" if point.hollow else "dot")
 
 
-def _end_labels(series: Sequence[Series], x: Scale, y: Scale, right: float) -> list[Markup]:
-    ends = [max(line_.points, key=lambda point: point.x) for line_ in series]
-    places = spread([y(end.y) for end in ends], LABEL_GAP, 34, y.range[0] - 2)
-    return [
-        group(
-            *_leader(x(end.x), y(end.y), right, place),
-            text(right + 7, place + 4, shortened(one.label, 14), "label"),
-            class_=one.ink,
-        )
-        for one, end, place in zip(series, ends, places, strict=True)
+def _notes(series: Sequence[Series], x: Scale, y: Scale, *, labels: Sequence[Box], bounds: Box) -> list[Markup]:
+    """The notes of all lines; those at the ends of a line choose their places first."""
+    noted = [
+        (one.ink, point)
+        for one in series
+        for point in sorted(one.points, key=lambda point: point not in (one.points[0], one.points[-1]))
+        if point.note
     ]
+    if not noted:
+        return []
+    points = [point for one in series for point in one.points]
+    whiskers = [
+        Box(x(at.x) - 2, y(at.y if at.high is None else at.high), x(at.x) + 2, y(at.y if at.low is None else at.low))
+        for at in points
+    ]
+    dots = [Box(x(at.x) - DOT_ROOM, y(at.y) - DOT_ROOM, x(at.x) + DOT_ROOM, y(at.y) + DOT_ROOM) for at in points]
+    places = place_notes(
+        [_note(point, x, y) for _, point in noted],
+        points=[*dots, *labels],
+        lines=[*whiskers, *(box for one in series for box in _along(one.points, x, y))],
+        bounds=bounds,
+    )
+    return [
+        group(text(*at, point.note, "note", anchor="middle"), class_=ink)
+        for (ink, point), at in zip(noted, places, strict=True)
+        if at is not None
+    ]
+
+
+def _note(point: Point, x: Scale, y: Scale) -> Note:
+    return Note(
+        x=x(point.x),
+        y=y(point.y),
+        high=min(y(point.y) - DOT, y(point.y if point.high is None else point.high)),
+        low=max(y(point.y) + DOT, y(point.y if point.low is None else point.low)),
+        width=text_width(point.note, NOTE_SIZE),
+        size=NOTE_SIZE,
+    )
+
+
+def _along(points: Sequence[Point], x: Scale, y: Scale) -> list[Box]:
+    """Small boxes along the line that joins the points."""
+    found: list[Box] = []
+    for one, other in itertools.pairwise(points):
+        start, end = (x(one.x), y(one.y)), (x(other.x), y(other.y))
+        pieces = max(1, math.ceil(math.dist(start, end) / LINE_PIECE))
+        for piece in range(pieces):
+            share = (piece + 0.5) / pieces
+            at = [a + share * (b - a) for a, b in zip(start, end, strict=True)]
+            half = LINE_PIECE / 2
+            found.append(Box(at[0] - half, at[1] - half, at[0] + half, at[1] + half))
+    return found
+
+
+@dataclass(frozen=True, slots=True)
+class _EndLabel:
+    drawn: Markup
+    box: Box
+
+
+def _end_labels(chart: LineChart, x: Scale, y: Scale, right: float) -> list[_EndLabel]:
+    named = [one for one in chart.series if one.label]
+    ends = [one.points[-1] if chart.marked else max(one.points, key=lambda point: point.x) for one in named]
+    places = spread([y(end.y) for end in ends], LABEL_GAP, 34, y.range[0] - 2)
+    labels = []
+    for one, end, place in zip(named, ends, places, strict=True):
+        name = shortened(one.label, 14)
+        label = text(right + 7, place + 4, name, "label")
+        drawn = group(*_leader(x(end.x), y(end.y), right, place), label, class_=one.ink)
+        box = Box(right + 4, place - FONT / 2, right + 7 + text_width(name, FONT), place + FONT / 2)
+        labels.append(_EndLabel(drawn, box))
+    return labels
 
 
 def _leader(x: float, y: float, right: float, place: float) -> list[Markup]:

@@ -1,13 +1,12 @@
-"""How training went, and how far optimisation should go: curves over steps and over KL.
+"""How training went: curves over steps.
 
 A training metric is noisy from step to step. What is drawn is its local trend, with a band that holds the middle
-80 % of the steps around it: a band of spread, not of confidence. The KL charts follow Gao et al. 2022 and the paper's
-appendix E.7: the reward model's score keeps rising with distance from the reference, what people want does not.
+80 % of the steps around it: a band of spread, not of confidence.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from statistics import quantiles
 
@@ -16,8 +15,7 @@ from markupsafe import Markup
 from tastemaker.metrics import METRICS
 from tastemaker.report.charts import LineChart, Point, Series, line_chart
 from tastemaker.report.families import Inks
-from tastemaker.report.fields import Measured
-from tastemaker.report.run import STAGES, Points, Run, StageFolder, SweepPoint
+from tastemaker.report.run import STAGES, Points, Run, StageFolder
 from tastemaker.report.words import NEGATIVE, capitalised, number, plain
 
 DRAWN_POINTS = 80
@@ -33,15 +31,6 @@ class Course:
     note: str
     panels: tuple[Markup, ...]
     further: tuple[Markup, ...]
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Distance:
-    """What distance from the reference is worth."""
-
-    panels: tuple[Markup, ...]
-    finding: str
-    is_sweep: bool
 
 
 # Titles where a metric's name alone does not say it; units and meanings are those it was declared with.
@@ -75,6 +64,7 @@ SHARES = frozenset({"eos_rate"})  # shares that are not declared as such
 SFT = ("loss", "validation_loss")
 REWARD = ("loss", "validation_loss", "accuracy", "validation_accuracy")
 PPO = ("score", "kl", "response_tokens", "entropy")
+ALL_OF_PPO = ("score", "reward", "kl", "response_tokens", "entropy")
 DPO = ("loss", "accuracy", "margin")
 NOT_DRAWN = frozenset({"epoch", "tokens", "episodes", "samples"})
 SMOOTHED = "Lines are local trends; bands hold the middle 80% of the steps around them."
@@ -108,17 +98,39 @@ def _course(
     rest = [name for name in (*known, *logged) if name not in main]
 
     def panels(names: Sequence[str]) -> tuple[Markup, ...]:
-        drawn = (_panel(title, name, folders, kind, inks, rounds=rounds) for name in names if name in logged)
-        return tuple(panel for panel in drawn if panel is not None)
+        charts = (_chart(title, name, folders, kind, inks, rounds=rounds) for name in names if name in logged)
+        return tuple(line_chart(chart) for chart in charts if chart is not None)
 
+    return Course(title=title, note=_note(folders), panels=panels(main), further=panels(list(dict.fromkeys(rest))))
+
+
+def policy_course(run: Run, variant: str, inks: Inks, *, width: float, height: float) -> Course | None:
+    """The curves of one policy alone, a line for each round that trained it; None where it left none."""
+    folders = [folder for folder in run.of_stage(STAGES[5]) if folder.variant == variant and folder.curves]
+    if not folders:
+        return None
+    title = f"Training of {variant}"
+    names = DPO if any("margin" in folder.curves for folder in folders) else ALL_OF_PPO
+    charts = (_chart(title, name, folders, "", inks, rounds=run.rounds, labelled=len(folders) > 1) for name in names)
+    panels = tuple(line_chart(chart, width=width, height=height) for chart in charts if chart is not None)
+    return Course(title=title, note=_note(folders), panels=panels, further=())
+
+
+def _note(folders: Sequence[StageFolder]) -> str:
     longest = max(len(points) for folder in folders for points in folder.curves.values())
-    note = SMOOTHED if longest > FEW_POINTS else ""
-    return Course(title=title, note=note, panels=panels(main), further=panels(list(dict.fromkeys(rest))))
+    return SMOOTHED if longest > FEW_POINTS else ""
 
 
-def _panel(
-    course: str, name: str, folders: Sequence[StageFolder], kind: str, inks: Inks, *, rounds: int
-) -> Markup | None:
+def _chart(
+    course: str,
+    name: str,
+    folders: Sequence[StageFolder],
+    kind: str,
+    inks: Inks,
+    *,
+    rounds: int,
+    labelled: bool = True,
+) -> LineChart | None:
     series, told = [], []
     for folder in folders:
         points = folder.curves.get(name, ())
@@ -128,19 +140,17 @@ def _panel(
         ink = inks.of(label if folder.round == 1 else f"{label} of round {folder.round}", kind)
         if rounds > 1:
             label = f"{folder.round}: {label}"
-        series.append(Series(label=label, ink=ink, points=smoothed(points)))
+        series.append(Series(label=label if labelled else "", ink=ink, points=smoothed(points)))
         told.append(f"{label} goes from {number(points[0][1])} to {number(points[-1][1])}")
     if not series:
         return None
-    return line_chart(
-        LineChart(
-            title=TITLES.get(name, capitalised(plain(name))),
-            unit=_unit(name),
-            description=f"{course}: {_meaning(name)}{'; '.join(told)}.",
-            series=tuple(series),
-            y_text=_small_rate if name.endswith("learning_rate") else None,
-            is_share=name in SHARES or (name in METRICS and METRICS[name].unit == "share"),
-        )
+    return LineChart(
+        title=TITLES.get(name, capitalised(plain(name))),
+        unit=_unit(name),
+        description=f"{course}: {_meaning(name)}{'; '.join(told)}.",
+        series=tuple(series),
+        y_text=_small_rate if name.endswith("learning_rate") else None,
+        is_share=name in SHARES or (name in METRICS and METRICS[name].unit == "share"),
     )
 
 
@@ -181,88 +191,3 @@ def _window(points: Points, centre: int, half: int) -> Point:
     apart = [y - mean_y - slope * (x - mean_x) for x, y in window]
     deciles = quantiles(apart, n=10, method="inclusive")
     return Point(x=at, y=trend, low=trend + min(deciles[0], 0.0), high=trend + max(deciles[-1], 0.0))
-
-
-def distance(run: Run, inks: Inks) -> Distance | None:
-    """Score and gold against KL: from the sweep where there is one, else from the models that were measured."""
-    sweep = run.results.sweep
-    is_sweep = bool(sweep)
-    if not is_sweep:
-        sweep = tuple(
-            SweepPoint(
-                policy=model.name,
-                beta=None,
-                kl=model.measured["kl"].value,
-                proxy=model.measured.get("proxy_score"),
-                gold=model.measured.get("gold"),
-            )
-            for model in run.results.models
-            if "kl" in model.measured
-        )
-    proxy = _distance_panel("What the reward model sees", "score", sweep, inks, lambda point: point.proxy, is_sweep)
-    gold = _distance_panel("What is true", "gold score", sweep, inks, lambda point: point.gold, is_sweep)
-    panels = tuple(panel for panel in (proxy, gold) if panel is not None)
-    return Distance(panels=panels, finding=_finding(sweep, is_sweep=is_sweep), is_sweep=is_sweep) if panels else None
-
-
-def _finding(sweep: Sequence[SweepPoint], *, is_sweep: bool) -> str:
-    """What the points say of over-optimisation, by value where the intervals of best and furthest overlap."""
-    judged = [(point, point.gold) for point in sweep if point.gold is not None]
-    if len(judged) < 2:
-        return "Whether people would agree was not measured in this run."
-    if not is_sweep:  # policies trained in different ways: what differs between them is not their distance alone
-        return "Each point is one policy of this run; they differ in more than their distance."
-    best, best_gold = max(judged, key=lambda pair: pair[1].value)
-    furthest, far_gold = max(judged, key=lambda pair: pair[0].kl)
-    if best is furthest:
-        return "In this run the policy that went furthest is also the best by the gold score."
-    apart = far_gold.has_interval and best_gold.has_interval and far_gold.bounds[1] < best_gold.bounds[0]
-    verdict = "it has over-optimised" if apart else "the intervals overlap, so this may be chance"
-    return (
-        f"In this run gold is highest ({best_gold.value:.3g}) at {best.kl:.3g} nats; the policy that went furthest, "
-        f"{furthest.kl:.3g} nats, is at {far_gold.value:.3g}: {verdict}."
-    )
-
-
-def _distance_panel(
-    title: str,
-    unit: str,
-    sweep: Sequence[SweepPoint],
-    inks: Inks,
-    value_of: Callable[[SweepPoint], Measured | None],
-    is_sweep: bool,
-) -> Markup | None:
-    lines: dict[str, list[Point]] = {}
-    ink_of: dict[str, str] = {}
-    for point in sweep:
-        measured = value_of(point)
-        if measured is None:
-            continue
-        # The policies of a sweep that differ in beta alone are one line, drawn in their family's first shade.
-        family = inks.family(point.policy)
-        name = family.name.lower().replace("_", "-") if is_sweep and point.beta is not None else point.policy
-        ink_of[name] = f"{family.css} v0" if name != point.policy else inks.of(point.policy)
-        low, high = measured.bounds if measured.has_interval else (None, None)
-        note = f"β {point.beta:g}" if point.beta is not None else ""
-        lines.setdefault(name, []).append(Point(x=point.kl, y=measured.value, low=low, high=high, note=note))
-    if sum(len(points) for points in lines.values()) < 2:  # one point is no relation
-        return None
-    told = "; ".join(f"{name}: {_course_in_words(points)}" for name, points in lines.items())
-    return line_chart(
-        LineChart(
-            title=title,
-            unit=unit,
-            description=f"Against the KL from the reference. {told}.",
-            series=tuple(Series(label=name, ink=ink_of[name], points=tuple(points)) for name, points in lines.items()),
-            x_label="KL, nats",
-            x_by_root=True,
-            marked=True,
-        ),
-        width=390,
-        height=260,
-    )
-
-
-def _course_in_words(points: Sequence[Point]) -> str:
-    ordered = sorted(points, key=lambda point: point.x)
-    return ", ".join(f"{number(point.y)} at {number(point.x)} nats" for point in ordered)

@@ -6,8 +6,8 @@ text of the run is escaped by the templates; a content security policy forbids s
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from functools import cache
-from importlib import resources
 from pathlib import Path
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
@@ -16,12 +16,37 @@ from markupsafe import Markup
 from tastemaker import __version__
 from tastemaker.files import atomic_write
 from tastemaker.report import curves, sections, winners
+from tastemaker.report.distance import distance
 from tastemaker.report.families import Inks
 from tastemaker.report.reading import read_run
 from tastemaker.report.run import Run
+from tastemaker.report.svg import style_sheet
 from tastemaker.report.words import capitalised, duration, memory, percent, percent_range, plain
 
 REPORT = "report.html"
+# The sections that a run has, by the names of their stories, and what they are made of.
+WANTED = (
+    ("who won", "winners", "comparisons in results.json"),
+    ("claims", "claims", "claims in results.json"),
+    ("models in numbers", "models", "models in results.json"),
+    ("results by category", "categories", "by_category of the models in results.json"),
+    ("agreement and reward model", "learned", "agreement in results.json and 5-reward/VARIANT/results.json"),
+    ("training curves", "courses", "metrics.jsonl of the stages"),
+    (
+        "distance from the reference",
+        "distance",
+        "over_optimization, or kl and proxy_score of two models, in results.json",
+    ),
+    ("samples", "examples", "7-evaluation/samples.jsonl"),
+    ("cost", "cost", "stages in results.json, or the manifests"),
+    ("lineage", "origins", "manifest.json of the stages"),
+)
+# Those of an evaluation alone.
+ALONE = (
+    ("who won", "winners", "comparisons in results.json"),
+    ("models in numbers", "models", "models in results.json"),
+    ("samples", "examples", "responses.jsonl"),
+)
 
 
 def write_report(out: Path) -> Path:
@@ -38,14 +63,14 @@ def render(run: Run) -> str:
     inks = Inks.for_models((model.name, model.kind) for model in run.results.models)
     story: dict[str, object] = {
         "headline": winners.headline(run, inks),
-        "flow": sections.flow(run),
+        "flow": None if run.results.judge else sections.flow(run),
         "winners": winners.winners(run, inks),
         "claims": sections.claim_rows(run.results.claims),
         "models": sections.model_table(run, inks),
         "categories": winners.category_panels(run.results.models, inks, baseline=run.setting.baseline),
         "learned": sections.learned(run, inks),
         "courses": curves.courses(run, inks),
-        "distance": curves.distance(run, inks),
+        "distance": distance(run, inks),
         "examples": sections.examples(run.samples, inks),
         "cost": sections.cost(run),
         "origins": sections.origins(run),
@@ -57,8 +82,9 @@ def render(run: Run) -> str:
             story,
             title=capitalised(plain(run.results.recipe)) or run.name,
             facts=_facts(run),
+            judge=run.results.judge,
             versions=dict(run.results.versions) or _manifest_versions(run),
-            missing=_missing(story),
+            missing=_missing(story, ALONE if run.results.judge else WANTED),
             tastemaker=__version__,
             style=_style(),
         )
@@ -80,8 +106,8 @@ def _environment() -> Environment:
 
 @cache
 def _style() -> Markup:
-    """The style sheet, which is our own text and not the run's, so it is not escaped."""
-    return Markup(resources.files("tastemaker.report").joinpath("templates/style.css").read_text(encoding="utf-8"))
+    """The style sheets, which are our own text and not the run's, so they are not escaped."""
+    return Markup("\n").join(style_sheet(name) for name in ("chart.css", "style.css"))
 
 
 def _facts(run: Run) -> list[tuple[str, str]]:
@@ -106,22 +132,6 @@ def _manifest_versions(run: Run) -> dict[str, str]:
     return next((dict(folder.manifest.libraries) for folder in reversed(run.folders) if folder.manifest), {})
 
 
-def _missing(story: dict[str, object]) -> list[tuple[str, str]]:
+def _missing(story: Mapping[str, object], wanted: Sequence[tuple[str, str, str]]) -> list[tuple[str, str]]:
     """What the run lacks, and where it would have come from."""
-    wanted = [
-        ("who won", "winners", "comparisons in results.json"),
-        ("claims", "claims", "claims in results.json"),
-        ("models in numbers", "models", "models in results.json"),
-        ("results by category", "categories", "by_category of the models in results.json"),
-        ("agreement and reward model", "learned", "agreement in results.json and 5-reward/VARIANT/results.json"),
-        ("training curves", "courses", "metrics.jsonl of the stages"),
-        (
-            "distance from the reference",
-            "distance",
-            "over_optimization, or kl and proxy_score of two models, in results.json",
-        ),
-        ("samples", "examples", "7-evaluation/samples.jsonl"),
-        ("cost", "cost", "stages in results.json, or the manifests"),
-        ("lineage", "origins", "manifest.json of the stages"),
-    ]
     return [(name, source) for name, key, source in wanted if not story[key]]

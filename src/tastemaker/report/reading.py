@@ -1,14 +1,17 @@
 """Reading a run folder: OUT/results.json and what the stage folders of OUT/round-N/ hold.
 
-Only results.json must exist. Whatever else is missing is simply absent from the result, because a run that was stopped
-half way still deserves its report; what is there and malformed is a DataError.
+The folder of an evaluation alone, which names its judge, has no rounds but OUT/responses.jsonl. Only results.json must
+exist. Whatever else is missing is simply absent from the result, because a run that was stopped half way still
+deserves its report; what is there and malformed is a DataError.
 """
 
 from __future__ import annotations
 
 import re
 from collections.abc import Mapping
+from enum import StrEnum
 from pathlib import Path
+from typing import TypeVar
 
 from tastemaker.errors import DataError
 from tastemaker.intervals import wilson
@@ -21,6 +24,9 @@ from tastemaker.report.run import (
     Check,
     Claim,
     Comparison,
+    Distant,
+    Judge,
+    JudgeKind,
     Manifest,
     Model,
     Points,
@@ -31,11 +37,12 @@ from tastemaker.report.run import (
     Setting,
     StageFolder,
     StageTime,
-    SweepPoint,
+    State,
 )
 
 NOT_RECORDS = frozenset({"metrics.jsonl"})
 STEP = "step"
+Kind = TypeVar("Kind", bound=StrEnum)
 
 
 def read_run(out: Path) -> Run:
@@ -49,12 +56,15 @@ def read_run(out: Path) -> Run:
             path=out,
         )
     rounds = sorted((path for path in out.glob("round-*") if _round_number(path)), key=_round_number)
+    results = _results(read_object(results_file))
     samples = [path / STAGES[6] / "samples.jsonl" for path in rounds]
+    if results.judge is not None:
+        samples = [out / "responses.jsonl"]
     prompts = [path / STAGES[0] / "report.json" for path in rounds]
     return Run(
         name=out.resolve().name,
         setting=_setting(out / "recipe.json"),
-        results=_results(read_object(results_file)),
+        results=results,
         folders=tuple(folder for path in rounds for folder in _folders_of_round(path)),
         samples=next((_samples(path) for path in reversed(samples) if path.is_file()), ()),
         prompt_categories=next((_prompt_categories(path) for path in reversed(prompts) if path.is_file()), {}),
@@ -94,8 +104,16 @@ def _results(fields: Fields) -> Results:
             for row in fields.list_inside("stages")
         ),
         agreement=_flattened(agreement) if agreement else {},
-        sweep=tuple(point for row in fields.list_inside("over_optimization") for point in _sweep_point(row)),
+        distances=tuple(point for row in fields.list_inside("over_optimization") for point in _distant(row)),
+        judge=_judge(fields.inside("judge")),
     )
+
+
+def _judge(fields: Fields | None) -> Judge | None:
+    if fields is None:
+        return None
+    kind = _one_of(fields, "kind", JudgeKind, _needed(fields, "kind"))
+    return Judge(name=_needed(fields, "name"), kind=kind)
 
 
 def _comparison(fields: Fields) -> Comparison:
@@ -167,16 +185,28 @@ def _claim(fields: Fields) -> Claim:
     )
 
 
-def _sweep_point(fields: Fields) -> tuple[SweepPoint, ...]:
-    """The point, or nothing where the KL is unknown or infinite: it has no place on the axis then."""
+def _distant(fields: Fields) -> tuple[Distant, ...]:
+    """The point, or nothing where the KL is unknown or infinite: it has no place on the axis then.
+
+    A row that does not say of what it is a state stands for a policy at the end of its own training.
+    """
     kl = fields.measured("kl")
     if kl is None:
         return ()
     proxy = fields.measured("proxy") if _is_measurement(fields.values.get("proxy")) else None
     gold = fields.measured("gold") if _is_measurement(fields.values.get("gold")) else None
+    policy = _needed(fields, "policy")
     return (
-        SweepPoint(
-            policy=_needed(fields, "policy"), beta=fields.number("beta"), kl=max(kl.value, 0.0), proxy=proxy, gold=gold
+        Distant(
+            policy=policy,
+            beta=fields.number("beta"),
+            kl=max(kl.value, 0.0),
+            proxy=proxy,
+            gold=gold,
+            variant=fields.text("variant") or policy,
+            state=_one_of(fields, "state", State, fields.text("state") or State.FINISHED),
+            iteration=fields.whole("iteration"),
+            start=fields.text("start") or "",
         ),
     )
 
@@ -344,6 +374,13 @@ def _prompt_categories(path: Path) -> dict[str, int]:
             counts = {category: inner.whole(category) for category in inner.names()} if inner else {}
             return {category: count for category, count in counts.items() if count}
     return {}
+
+
+def _one_of(fields: Fields, name: str, kinds: type[Kind], value: str) -> Kind:
+    if value not in set(kinds):
+        allowed = ", ".join(repr(str(one)) for one in kinds)
+        raise DataError(f"{fields.place!r} has the {name} {value!r}; it must be one of {allowed}.", path=fields.path)
+    return kinds(value)
 
 
 def _needed(fields: Fields, name: str) -> str:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from enum import StrEnum
 from pathlib import Path
 
 from tastemaker.report.fields import Measured
@@ -99,20 +100,51 @@ class StageTime:
     skipped: bool
 
 
+class State(StrEnum):
+    """What of a policy's training a contestant is."""
+
+    FINISHED = "finished"
+    CHECKPOINT = "checkpoint"  # kept on the way
+    EMA = "ema"  # the average of the weights
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
-class SweepPoint:
-    """One policy of an over-optimisation sweep: how far it went and what that was worth."""
+class Distant:
+    """One contestant that optimisation has moved: how far it went and what that was worth.
+
+    `variant` is the policy in whose training it came to be, after `iteration`; `start` the contestant that training
+    began with.
+    """
 
     policy: str
     beta: float | None
     kl: float
     proxy: Measured | None
     gold: Measured | None
+    variant: str = ""
+    state: State = State.FINISHED
+    iteration: int | None = None
+    start: str = ""
+
+
+class JudgeKind(StrEnum):
+    """What judges an evaluation that is no part of a run."""
+
+    REWARD_MODEL = "reward model"
+    FUNCTION = "function"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Judge:
+    """Who judged in place of raters: the name is a path, or MODULE:FUNCTION."""
+
+    name: str
+    kind: JudgeKind
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Results:
-    """OUT/results.json."""
+    """OUT/results.json. `judge` is that of an evaluation alone; a run has raters or names its judge in the recipe."""
 
     recipe: str
     seed: int | None
@@ -126,7 +158,8 @@ class Results:
     claims: tuple[Claim, ...]
     stages: tuple[StageTime, ...]
     agreement: Mapping[str, Measured | str]
-    sweep: tuple[SweepPoint, ...]
+    distances: tuple[Distant, ...]
+    judge: Judge | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -65,6 +65,7 @@ SHARE_METRICS = frozenset({"eos_rate", "truncated_rate", "win_rate"})
 MODEL_METRICS = {
     "gold": "Gold score",
     "proxy_score": "Score by the reward model",
+    "score": "Score by the judge",
     "likert": "Likert rating, 1 to 7",
     "kl": "KL from the reference, nats a response",
     "mean_tokens": "Response length, tokens",
@@ -75,7 +76,7 @@ MODEL_METRICS = {
     "distinct_2": "Distinct word pairs",
 }
 VERDICTS = {True: "holds", False: "fails", None: "open"}
-SAMPLE_CATEGORIES = 12
+SAMPLES = 12
 SAMPLE_CHARACTERS = 1500
 CONFIG_CHARACTERS = 20_000
 SHORT_HASH = 12
@@ -378,12 +379,16 @@ def _cell(name: str, measured: Measured, decimals: int) -> tuple[str, str]:
 
 
 def examples(samples: Sequence[Sample], inks: Inks) -> tuple[Example, ...]:
-    """The first sample of each category, in the file's order: picked by position, so not by how well it went."""
+    """The first sample of each category, in the file's order: picked by position, so not by how well it went.
+
+    Where all are of one category, the first few.
+    """
+    answered = [sample for sample in samples if sample.responses]
     first: dict[str, Sample] = {}
-    for sample in samples:
-        if sample.responses:
-            first.setdefault(sample.category, sample)
-    return tuple(_example(sample, inks) for sample in list(first.values())[:SAMPLE_CATEGORIES])
+    for sample in answered:
+        first.setdefault(sample.category, sample)
+    picked = list(first.values()) if len(first) > 1 else answered
+    return tuple(_example(sample, inks) for sample in picked[:SAMPLES])
 
 
 def _example(sample: Sample, inks: Inks) -> Example:

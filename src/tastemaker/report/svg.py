@@ -11,6 +11,7 @@ import itertools
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from importlib import resources
 
 from markupsafe import Markup, escape
 
@@ -65,6 +66,11 @@ def drawing(*children: Markup, width: float, height: float, title: str, descript
         class_=f"chart {class_}".strip(),
         style=f"--w:{_attribute(width)}px",
     )
+
+
+def style_sheet(name: str) -> Markup:
+    """One of our own style sheets: `chart.css` has what drawings need."""
+    return Markup(resources.files("tastemaker.report").joinpath(f"templates/{name}").read_text(encoding="utf-8"))
 
 
 @dataclass(frozen=True, slots=True)

@@ -15,7 +15,7 @@ from markupsafe import Markup
 from tastemaker.report.charts import Row, WhiskerAxis, whisker_axis, whisker_chart
 from tastemaker.report.families import Family, Inks
 from tastemaker.report.fields import Measured
-from tastemaker.report.run import Comparison, Model, Results, Run, Setting
+from tastemaker.report.run import Comparison, Model, Results, Run
 from tastemaker.report.words import (
     capitalised,
     compact,
@@ -59,7 +59,7 @@ class Winners:
     """The charts of the main judge, and the table of every comparison by every judge."""
 
     judge: str
-    plural: bool
+    are_raters: bool
     other_judges: str
     has_controlled: bool
     prompts: str
@@ -69,18 +69,22 @@ class Winners:
 
 @dataclass(frozen=True, slots=True)
 class Jury:
-    """Who judged, in words that a verb can follow."""
+    """Who judged, in words that a verb can follow: raters (in the plural), or one thing in their place."""
 
     words: str
-    plural: bool
+    are_raters: bool
 
 
 class Standings:
-    """The comparisons of a run, turned to face down the ladder, with the judge that the charts go by."""
+    """The comparisons of a run, turned to face down the ladder, with the judge that the charts go by.
+
+    Those of an evaluation alone are shown as they were asked for: the first policy against each other one.
+    """
 
     def __init__(self, results: Results, inks: Inks) -> None:
         self._inks = inks
         self._size = {model.name: model.parameters for model in results.models}
+        self._as_asked = results.judge is not None
         self.all = tuple(self._facing_down(comparison) for comparison in results.comparisons)
         judges = list(dict.fromkeys(comparison.judge for comparison in self.all))
         self.judge = next((judge for judge in judges if "held" in judge.lower()), judges[0] if judges else "")
@@ -90,11 +94,13 @@ class Standings:
 
     def _facing_down(self, comparison: Comparison) -> Comparison:
         rung_a, rung_b = self._inks.family(comparison.a), self._inks.family(comparison.b)
-        return comparison.turned() if rung_a < rung_b else comparison
+        return comparison.turned() if rung_a < rung_b and not self._as_asked else comparison
 
     def opponents(self) -> list[str]:
         """Those to be beaten: the largest base first, SFT last."""
         names = list(dict.fromkeys(comparison.b for comparison in self.main))
+        if self._as_asked:
+            return names
         usual = [name for name in names if self._inks.family(name) in OPPONENTS]
         return sorted(usual or names, key=lambda name: (self._inks.family(name), -(self._size.get(name) or 0.0)))
 
@@ -118,7 +124,7 @@ def headline(run: Run, inks: Inks) -> Headline:
     if main is None:
         return Headline(sentence=_unjudged(results, inks), qualifiers=(), figure=None)
     return Headline(
-        sentence=_sentence(main, results, jury(standings.judge, run.setting), inks),
+        sentence=_sentence(main, results, jury(standings.judge, run), inks),
         qualifiers=_qualifiers(main, standings, inks, results),
         figure=_headline_figure(main, standings, inks),
     )
@@ -131,10 +137,10 @@ def _sentence(main: Comparison, results: Results, judge: Jury, inks: Inks) -> Ma
     who, share = capitalised(judge.words), percent(main.win_rate.value)
     low, high = main.win_rate.bounds
     if not main.win_rate.has_interval or low <= EVEN <= high:
-        verb, prefer = ("do", "they prefer") if judge.plural else ("does", "it prefers")
-        form = Markup("{} {} not tell {} from {}{}: {} the first {} of the time.")
-        return form.format(who, verb, a, b, size, prefer, share)
-    prefer = "prefer" if judge.plural else "prefers"
+        prefer = "they prefer" if judge.are_raters else "it prefers"
+        form = Markup("{} cannot tell {} from {}{}: {} the first {} of the time.")
+        return form.format(who, a, b, size, prefer, share)
+    prefer = "prefer" if judge.are_raters else "prefers"
     if low > EVEN:
         return Markup("{} {} {} to {}{}, {} of the time.").format(who, prefer, a, b, size, share)
     # Seen from the other side the sizes trade places, and a large model's victory over a small one needs no comment.
@@ -174,8 +180,15 @@ def _qualifiers(main: Comparison, standings: Standings, inks: Inks, results: Res
     decided = [claim for claim in results.claims if claim.holds is not None]
     if decided:
         held = sum(claim.holds is True for claim in decided)
-        told.append(Markup('<a href="#claims">{} of {} claims</a> hold.').format(held, len(decided)))
+        told.append(_claims_words(held, len(decided)))
     return tuple(told)
+
+
+def _claims_words(held: int, decided: int) -> Markup:
+    if decided == 1:
+        verb = "holds" if held else "does not hold"
+        return Markup('<a href="#claims">The one claim</a> {}.').format(verb)
+    return Markup('<a href="#claims">{} of {} claims</a> {}.').format(held, decided, "holds" if held == 1 else "hold")
 
 
 def _interval_words(main: Comparison) -> Markup:
@@ -209,10 +222,10 @@ def winners(run: Run, inks: Inks) -> Winners | None:
     counts = sorted({one.n for one in standings.main if one.n})
     prompts = "" if not counts else f"{counts[0]:,}" if len(counts) == 1 else f"{counts[0]:,} to {counts[-1]:,}"
     axis = whisker_axis([_row(one, inks) for one in standings.main])
-    judge = jury(standings.judge, run.setting)
+    judge = jury(standings.judge, run)
     return Winners(
         judge=judge.words,
-        plural=judge.plural,
+        are_raters=judge.are_raters,
         other_judges=listed([rater_words(other) for other in standings.other_judges]),
         has_controlled=any(one.length_controlled for one in standings.main),
         prompts=prompts,
@@ -290,12 +303,15 @@ def name_of(name: str, inks: Inks) -> Markup:
     return Markup('<b class="model {}{}">{}</b>').format(inks.of(name), kept, name)
 
 
-def jury(judge: str, setting: Setting) -> Jury:
-    """Who judged: raters, said to be simulated where they are, or a reward model in their place."""
+def jury(group: str, run: Run) -> Jury:
+    """Who judged: raters, said to be simulated where they are, or a reward model or a function in their place."""
+    judge, setting = run.results.judge, run.setting
+    if judge is not None:
+        return Jury(f"the {judge.kind} {judge.name}", are_raters=False)
     if setting.judge_reward:
-        return Jury(f"the reward model {setting.judge_reward}", plural=False)
+        return Jury(f"the reward model {setting.judge_reward}", are_raters=False)
     simulated = "simulated " if setting.raters == "simulated" else ""
-    return Jury(f"{simulated}{rater_words(judge)}", plural=True)
+    return Jury(f"{simulated}{rater_words(group)}", are_raters=True)
 
 
 def percent_with_spread(measured: Measured) -> str:
