@@ -27,7 +27,7 @@ CREATE TABLE studies (
     overlap INTEGER NOT NULL, 
     rater_group TEXT NOT NULL, 
     lease_seconds DOUBLE NOT NULL, 
-    created_at DOUBLE NOT NULL, 
+    created_at DOUBLE NOT NULL, screening BOOLEAN DEFAULT 0 NOT NULL, gold_share DOUBLE DEFAULT '0' NOT NULL, closed_at DOUBLE, 
     CONSTRAINT pk_studies PRIMARY KEY (id), 
     CONSTRAINT uq_studies_name UNIQUE (name), 
     CONSTRAINT fk_studies_guideline_version FOREIGN KEY(guideline_version) REFERENCES guidelines (version), 
@@ -115,3 +115,170 @@ CREATE TRIGGER leases_refuse_update BEFORE UPDATE ON leases BEGIN SELECT RAISE(A
 CREATE TRIGGER leases_refuse_delete BEFORE DELETE ON leases BEGIN SELECT RAISE(ABORT, 'leases are append-only: a correction is a new row'); END;
 CREATE TRIGGER answers_refuse_update BEFORE UPDATE ON answers BEGIN SELECT RAISE(ABORT, 'answers are append-only: a correction is a new row'); END;
 CREATE TRIGGER answers_refuse_delete BEFORE DELETE ON answers BEGIN SELECT RAISE(ABORT, 'answers are append-only: a correction is a new row'); END;
+CREATE TABLE accounts (
+    id INTEGER NOT NULL, 
+    name TEXT NOT NULL, 
+    password_hash TEXT, 
+    rater_id INTEGER, 
+    created_at DOUBLE NOT NULL, 
+    disabled_at DOUBLE, 
+    CONSTRAINT pk_accounts PRIMARY KEY (id), 
+    CONSTRAINT fk_accounts_rater_id FOREIGN KEY(rater_id) REFERENCES raters (id), 
+    CONSTRAINT uq_accounts_name UNIQUE (name), 
+    CONSTRAINT uq_accounts_rater_id UNIQUE (rater_id)
+);
+CREATE TABLE account_roles (
+    account_id INTEGER NOT NULL, 
+    role TEXT NOT NULL, 
+    CONSTRAINT pk_account_roles PRIMARY KEY (account_id, role), 
+    CONSTRAINT ck_account_roles_role CHECK (role IN ('admin', 'lead', 'adjudicator', 'rater', 'researcher', 'auditor', 'service')), 
+    CONSTRAINT fk_account_roles_account_id FOREIGN KEY(account_id) REFERENCES accounts (id)
+);
+CREATE TABLE invitations (
+    id INTEGER NOT NULL, 
+    token_hash TEXT NOT NULL, 
+    roles JSON NOT NULL, 
+    rater_group TEXT, 
+    invited_by TEXT NOT NULL, 
+    created_at DOUBLE NOT NULL, 
+    expires_at DOUBLE NOT NULL, 
+    used_at DOUBLE, 
+    account_id INTEGER, 
+    CONSTRAINT pk_invitations PRIMARY KEY (id), 
+    CONSTRAINT fk_invitations_account_id FOREIGN KEY(account_id) REFERENCES accounts (id), 
+    CONSTRAINT uq_invitations_token_hash UNIQUE (token_hash)
+);
+CREATE TABLE sessions (
+    id INTEGER NOT NULL, 
+    token_hash TEXT NOT NULL, 
+    account_id INTEGER NOT NULL, 
+    created_at DOUBLE NOT NULL, 
+    seen_at DOUBLE NOT NULL, 
+    ended_at DOUBLE, 
+    CONSTRAINT pk_sessions PRIMARY KEY (id), 
+    CONSTRAINT fk_sessions_account_id FOREIGN KEY(account_id) REFERENCES accounts (id), 
+    CONSTRAINT uq_sessions_token_hash UNIQUE (token_hash)
+);
+CREATE TABLE api_tokens (
+    id INTEGER NOT NULL, 
+    token_hash TEXT NOT NULL, 
+    account_id INTEGER NOT NULL, 
+    label TEXT NOT NULL, 
+    created_at DOUBLE NOT NULL, 
+    seen_at DOUBLE, 
+    revoked_at DOUBLE, 
+    CONSTRAINT pk_api_tokens PRIMARY KEY (id), 
+    CONSTRAINT fk_api_tokens_account_id FOREIGN KEY(account_id) REFERENCES accounts (id), 
+    CONSTRAINT uq_api_tokens_token_hash UNIQUE (token_hash)
+);
+CREATE TABLE throttles (
+    "key" TEXT NOT NULL, 
+    tokens DOUBLE NOT NULL, 
+    updated_at DOUBLE NOT NULL, 
+    CONSTRAINT pk_throttles PRIMARY KEY ("key")
+);
+CREATE TABLE study_raters (
+    study_id INTEGER NOT NULL, 
+    rater_id INTEGER NOT NULL, 
+    CONSTRAINT pk_study_raters PRIMARY KEY (study_id, rater_id), 
+    CONSTRAINT fk_study_raters_rater_id FOREIGN KEY(rater_id) REFERENCES raters (id), 
+    CONSTRAINT fk_study_raters_study_id FOREIGN KEY(study_id) REFERENCES studies (id)
+);
+CREATE TABLE rater_profiles (
+    rater_id INTEGER NOT NULL, 
+    topics JSON NOT NULL, 
+    updated_at DOUBLE NOT NULL, 
+    CONSTRAINT pk_rater_profiles PRIMARY KEY (rater_id), 
+    CONSTRAINT fk_rater_profiles_rater_id FOREIGN KEY(rater_id) REFERENCES raters (id)
+);
+CREATE TABLE drafts (
+    lease_id INTEGER NOT NULL, 
+    version INTEGER NOT NULL, 
+    body JSON NOT NULL, 
+    saved_at DOUBLE NOT NULL, 
+    CONSTRAINT pk_drafts PRIMARY KEY (lease_id), 
+    CONSTRAINT fk_drafts_lease_id FOREIGN KEY(lease_id) REFERENCES leases (id)
+);
+CREATE TABLE remarks (
+    id INTEGER NOT NULL, 
+    lease_id INTEGER NOT NULL, 
+    kind TEXT NOT NULL, 
+    reason TEXT, 
+    note JSON, 
+    created_at DOUBLE NOT NULL, 
+    CONSTRAINT pk_remarks PRIMARY KEY (id), 
+    CONSTRAINT ck_remarks_kind CHECK (kind IN ('skip', 'flag')), 
+    CONSTRAINT fk_remarks_lease_id FOREIGN KEY(lease_id) REFERENCES leases (id)
+);
+CREATE TABLE gold (
+    item_id INTEGER NOT NULL, 
+    expected JSON NOT NULL, 
+    created_at DOUBLE NOT NULL, 
+    CONSTRAINT pk_gold PRIMARY KEY (item_id), 
+    CONSTRAINT fk_gold_item_id FOREIGN KEY(item_id) REFERENCES items (id)
+);
+CREATE TABLE adjudications (
+    id INTEGER NOT NULL, 
+    item_id INTEGER NOT NULL, 
+    revision INTEGER NOT NULL, 
+    body JSON NOT NULL, 
+    reason JSON NOT NULL, 
+    account_id INTEGER NOT NULL, 
+    created_at DOUBLE NOT NULL, 
+    CONSTRAINT pk_adjudications PRIMARY KEY (id), 
+    CONSTRAINT fk_adjudications_account_id FOREIGN KEY(account_id) REFERENCES accounts (id), 
+    CONSTRAINT fk_adjudications_item_id FOREIGN KEY(item_id) REFERENCES items (id), 
+    CONSTRAINT uq_adjudications_item_id_revision UNIQUE (item_id, revision)
+);
+CREATE TABLE grades (
+    id INTEGER NOT NULL, 
+    answer_id INTEGER NOT NULL, 
+    account_id INTEGER NOT NULL, 
+    score INTEGER NOT NULL, 
+    created_at DOUBLE NOT NULL, 
+    CONSTRAINT pk_grades PRIMARY KEY (id), 
+    CONSTRAINT ck_grades_score CHECK (score BETWEEN 1 AND 7), 
+    CONSTRAINT fk_grades_account_id FOREIGN KEY(account_id) REFERENCES accounts (id), 
+    CONSTRAINT fk_grades_answer_id FOREIGN KEY(answer_id) REFERENCES answers (id)
+);
+CREATE TABLE screening_decisions (
+    id INTEGER NOT NULL, 
+    rater_id INTEGER NOT NULL, 
+    passed BOOLEAN NOT NULL, 
+    reason JSON NOT NULL, 
+    account_id INTEGER, 
+    created_at DOUBLE NOT NULL, 
+    CONSTRAINT pk_screening_decisions PRIMARY KEY (id), 
+    CONSTRAINT fk_screening_decisions_account_id FOREIGN KEY(account_id) REFERENCES accounts (id), 
+    CONSTRAINT fk_screening_decisions_rater_id FOREIGN KEY(rater_id) REFERENCES raters (id)
+);
+CREATE TABLE audit (
+    sequence INTEGER NOT NULL, 
+    at DOUBLE NOT NULL, 
+    actor TEXT NOT NULL, 
+    role TEXT NOT NULL, 
+    action TEXT NOT NULL, 
+    object TEXT NOT NULL, 
+    details JSON NOT NULL, 
+    request_id TEXT, 
+    previous_hash TEXT NOT NULL, 
+    hash TEXT NOT NULL, 
+    CONSTRAINT pk_audit PRIMARY KEY (sequence), 
+    CONSTRAINT uq_audit_hash UNIQUE (hash)
+);
+CREATE INDEX ix_leases_rater_id ON leases (rater_id);
+CREATE INDEX ix_sessions_account_id ON sessions (account_id);
+CREATE INDEX ix_api_tokens_account_id ON api_tokens (account_id);
+CREATE INDEX ix_remarks_lease_id ON remarks (lease_id);
+CREATE INDEX ix_grades_answer_id ON grades (answer_id);
+CREATE INDEX ix_screening_decisions_rater_id ON screening_decisions (rater_id);
+CREATE TRIGGER remarks_refuse_update BEFORE UPDATE ON remarks BEGIN SELECT RAISE(ABORT, 'remarks are append-only: a correction is a new row'); END;
+CREATE TRIGGER remarks_refuse_delete BEFORE DELETE ON remarks BEGIN SELECT RAISE(ABORT, 'remarks are append-only: a correction is a new row'); END;
+CREATE TRIGGER grades_refuse_update BEFORE UPDATE ON grades BEGIN SELECT RAISE(ABORT, 'grades are append-only: a correction is a new row'); END;
+CREATE TRIGGER grades_refuse_delete BEFORE DELETE ON grades BEGIN SELECT RAISE(ABORT, 'grades are append-only: a correction is a new row'); END;
+CREATE TRIGGER adjudications_refuse_update BEFORE UPDATE ON adjudications BEGIN SELECT RAISE(ABORT, 'adjudications are append-only: a correction is a new row'); END;
+CREATE TRIGGER adjudications_refuse_delete BEFORE DELETE ON adjudications BEGIN SELECT RAISE(ABORT, 'adjudications are append-only: a correction is a new row'); END;
+CREATE TRIGGER screening_decisions_refuse_update BEFORE UPDATE ON screening_decisions BEGIN SELECT RAISE(ABORT, 'screening_decisions are append-only: a correction is a new row'); END;
+CREATE TRIGGER screening_decisions_refuse_delete BEFORE DELETE ON screening_decisions BEGIN SELECT RAISE(ABORT, 'screening_decisions are append-only: a correction is a new row'); END;
+CREATE TRIGGER audit_refuse_update BEFORE UPDATE ON audit BEGIN SELECT RAISE(ABORT, 'audit are append-only: a correction is a new row'); END;
+CREATE TRIGGER audit_refuse_delete BEFORE DELETE ON audit BEGIN SELECT RAISE(ABORT, 'audit are append-only: a correction is a new row'); END;

@@ -1,7 +1,8 @@
 """The reading side of the store's SQL: answers joined again to what produced the outputs.
 
 Only the newest revision of each counted answer, by item, then slot, whoever answered when: files written from these
-are the same bytes every time. Letters are turned back into the order in which the outputs were queued.
+are the same bytes every time. Letters are turned back into the order in which the outputs were queued. Answers to gold
+and screening items say something about their raters and nothing about the outputs: they are not here.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ import sqlalchemy as sa
 
 from tastemaker.errors import StoreError
 from tastemaker.records import Author, Demonstration, Origin, Prompt, Ranking, Response
+from tastemaker.store.claiming import is_work
 from tastemaker.store.questions import Study, read_prompt
 from tastemaker.store.schema import answers, assignments, items, leases, newest_revision, outputs, raters
 from tastemaker.store.tasks import (
@@ -157,7 +159,7 @@ def _answered(connection: sa.Connection, study: Study, kind: StudyKind) -> Itera
         .join(leases, sa.and_(leases.c.assignment_id == assignments.c.id, leases.c.token == assignments.c.claim_token))
         .join(answers, sa.and_(answers.c.lease_id == leases.c.id, answers.c.revision == newest_revision()))
         .join(raters, raters.c.id == leases.c.rater_id)
-        .where(assignments.c.study_id == study.id, assignments.c.state == "done")
+        .where(assignments.c.study_id == study.id, assignments.c.state == "done", is_work(study))
         .order_by(assignments.c.sequence)
     )
     for row in rows:

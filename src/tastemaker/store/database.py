@@ -169,6 +169,7 @@ def _set_up_sqlite(connection: DBAPIConnection, _entry: ConnectionPoolEntry) -> 
         "journal_mode = WAL",  # readers do not wait for the writer
         "synchronous = NORMAL",  # a killed process loses nothing; a power cut may lose the last moments, whole
         "foreign_keys = ON",
+        "recursive_triggers = ON",  # or INSERT OR REPLACE would delete rows past the triggers that refuse deleting
     ):
         connection.execute(f"PRAGMA {pragma}")
 

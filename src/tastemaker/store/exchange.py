@@ -96,4 +96,8 @@ def _read_row(path: Path, number: int, line: str) -> AnswerRow:
         answer = answer_from_json(kind, row["answer"])
     except StoreError as error:
         raise DataError(str(error), path=path, line=number) from error
-    return AnswerRow(line=number, submission=Submission(task_id=row["task"], token=row["token"], answer=answer))
+    version = row.get("guideline_version")
+    if version is not None and not isinstance(version, str):
+        raise DataError("its guideline_version is no text; leave it as it was written.", path=path, line=number)
+    submission = Submission(task_id=row["task"], token=row["token"], answer=answer, guideline_version=version)
+    return AnswerRow(line=number, submission=submission)

@@ -12,10 +12,11 @@ import sqlalchemy as sa
 
 from tastemaker.errors import StoreError
 from tastemaker.records import About, Message, Messages, Prompt, Response
-from tastemaker.store.schema import assignments, guidelines, items, outputs, raters, studies
+from tastemaker.store.schema import assignments, audit, guidelines, items, leases, outputs, raters, studies
 from tastemaker.store.tasks import (
     LETTERS,
     OUTPUTS_ALLOWED,
+    Guideline,
     NewItem,
     PrivatePrompt,
     ShownOutput,
@@ -30,6 +31,9 @@ from tastemaker.store.tasks import (
 # Rows named one by one in a query: below the limits of both databases with room to spare.
 CHUNK = 500
 
+# What the audit log calls it when a lead gives a study another guideline.
+GUIDELINE_SET = "guideline.set"
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Study:
@@ -42,6 +46,9 @@ class Study:
     rater_group: str
     lease_seconds: float
     guideline_version: str
+    screening: bool
+    gold_share: float
+    closed_at: float | None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -54,7 +61,7 @@ class CheckedItem:
     content_hash: str
 
 
-def checked(study: StudyConfig, item: NewItem) -> CheckedItem:
+def checked(study: StudyConfig | Study, item: NewItem) -> CheckedItem:
     """Check an item against its study's kind."""
     check_name("item's key", item.key)
     least, most = OUTPUTS_ALLOWED[study.kind]
@@ -84,15 +91,16 @@ def find(connection: sa.Connection, name: str) -> Study:
     if row is None:
         known = ", ".join(connection.execute(sa.select(studies.c.name).order_by(studies.c.id).limit(20)).scalars())
         raise StoreError(f"There is no study {name!r}; the store has {known or 'none yet'}.")
-    return _as_study(row)
+    return as_study(row)
 
 
 def every(connection: sa.Connection) -> list[Study]:
     """All studies, oldest first."""
-    return [_as_study(row) for row in connection.execute(sa.select(studies).order_by(studies.c.id))]
+    return [as_study(row) for row in connection.execute(sa.select(studies).order_by(studies.c.id))]
 
 
-def _as_study(row: sa.Row[tuple[object, ...]]) -> Study:
+def as_study(row: sa.Row[tuple[object, ...]]) -> Study:
+    """A row of `studies`."""
     return Study(
         id=row.id,
         name=row.name,
@@ -101,12 +109,15 @@ def _as_study(row: sa.Row[tuple[object, ...]]) -> Study:
         rater_group=row.rater_group,
         lease_seconds=row.lease_seconds,
         guideline_version=row.guideline_version,
+        screening=row.screening,
+        gold_share=row.gold_share,
+        closed_at=row.closed_at,
     )
 
 
 def find_or_create(connection: sa.Connection, study: StudyConfig, *, now: float) -> int:
-    """The id of a study, which must be as it was when it was created."""
-    _keep_guideline(connection, study, now=now)
+    """The id of a study, which must be as it was when it was created, but for a guideline that a lead has replaced."""
+    keep_guideline(connection, study.guideline, now=now)
     wanted = {
         "kind": study.kind,
         "purpose": study.purpose,
@@ -119,15 +130,24 @@ def find_or_create(connection: sa.Connection, study: StudyConfig, *, now: float)
     if row is None:
         statement = sa.insert(studies).values(name=study.name, created_at=now, **wanted).returning(studies.c.id)
         return int(connection.execute(statement).scalar_one())
-    stored = row._mapping
+    stored = dict(row._mapping)
+    if study.guideline.version in replaced_guidelines(connection, study.name):
+        stored["guideline_version"] = study.guideline.version
     changed = [f"{name} was {stored[name]!r}, is {wanted[name]!r}" for name in wanted if stored[name] != wanted[name]]
     if changed:
         raise StoreError(f"Study {study.name!r} exists and differs: {'; '.join(changed)}. Give the new one a new name.")
     return int(row.id)
 
 
-def _keep_guideline(connection: sa.Connection, study: StudyConfig, *, now: float) -> None:
-    version, text = study.guideline.version, study.guideline.text
+def replaced_guidelines(connection: sa.Connection, study: str) -> set[str]:
+    """The versions of the guideline that a study once had."""
+    replaced = sa.select(audit.c.details).where(audit.c.action == GUIDELINE_SET, audit.c.object == study)
+    return {details["from"] for details in connection.execute(replaced).scalars()}
+
+
+def keep_guideline(connection: sa.Connection, guideline: Guideline, *, now: float) -> None:
+    """Store a guideline, or find it stored with the same text."""
+    version, text = guideline.version, guideline.text
     stored = connection.execute(sa.select(guidelines.c.text).where(guidelines.c.version == version)).one_or_none()
     if stored is None:
         connection.execute(sa.insert(guidelines).values(version=version, text=text, created_at=now))
@@ -138,8 +158,18 @@ def _keep_guideline(connection: sa.Connection, study: StudyConfig, *, now: float
         )
 
 
-def add_items(connection: sa.Connection, study: StudyConfig, study_id: int, new: Sequence[CheckedItem]) -> None:
-    """Store those items that the study does not have, with their outputs and slots."""
+def add_items(
+    connection: sa.Connection,
+    study: StudyConfig | Study,
+    study_id: int,
+    new: Sequence[CheckedItem],
+    *,
+    slots: bool = True,
+) -> None:
+    """Store those items that the study does not have, with their outputs and their slots.
+
+    Items that test raters (gold, screening) get no slots: one is made for each rater who is given the item.
+    """
     rows = connection.execute(sa.select(items.c.key, items.c.content_hash).where(items.c.study_id == study_id))
     known: dict[str, str] = {row.key: row.content_hash for row in rows}
     first_position = len(known)
@@ -174,7 +204,8 @@ def add_items(connection: sa.Connection, study: StudyConfig, study_id: int, new:
     stored = sa.select(items.c.key, items.c.id).where(items.c.study_id == study_id, items.c.position >= first_position)
     id_of: dict[str, int] = {row.key: row.id for row in connection.execute(stored)}
     _add_outputs(connection, fresh, id_of)
-    _add_slots(connection, study, study_id, fresh, id_of, first_position)
+    if slots:
+        _add_slots(connection, study, study_id, fresh, id_of, first_position)
 
 
 def _add_outputs(connection: sa.Connection, fresh: Sequence[CheckedItem], id_of: Mapping[str, int]) -> None:
@@ -195,7 +226,7 @@ def _add_outputs(connection: sa.Connection, fresh: Sequence[CheckedItem], id_of:
 
 def _add_slots(
     connection: sa.Connection,
-    study: StudyConfig,
+    study: StudyConfig | Study,
     study_id: int,
     fresh: Sequence[CheckedItem],
     id_of: Mapping[str, int],
@@ -219,39 +250,52 @@ def _add_slots(
     )
 
 
-def now_open(study_id: int) -> sa.Select[tuple[str]]:
-    """The open slots of a study."""
-    return sa.select(assignments.c.id).where(assignments.c.study_id == study_id, assignments.c.state == "open")
-
-
 def tasks(connection: sa.Connection, study: Study, which: sa.ColumnElement[bool]) -> list[Task]:
-    """The leased tasks of a study, blind: this is the only place where tasks are made."""
-    mine = sa.and_(assignments.c.study_id == study.id, assignments.c.state == "leased", which)
-    texts: dict[str, list[str]] = {}
+    """The leased tasks of a study, blind."""
+    held = sa.and_(
+        assignments.c.study_id == study.id, assignments.c.state == "leased", leases.c.token == assignments.c.claim_token
+    )
+    return list(given_out(connection, sa.and_(held, which)).values())
+
+
+def given_out(connection: sa.Connection, which: sa.ColumnElement[bool]) -> dict[int, Task]:
+    """Tasks by the lease under which they were given out, blind: this is the only place where tasks are made."""
+    given = leases.join(assignments, assignments.c.id == leases.c.assignment_id)
+    texts: dict[int, list[str]] = {}
     for row in connection.execute(
-        sa.select(assignments.c.id, outputs.c.text)
-        .join(outputs, outputs.c.item_id == assignments.c.item_id)
-        .where(mine)
-        .order_by(assignments.c.sequence, outputs.c.position)
+        sa.select(leases.c.id, outputs.c.text)
+        .select_from(given.join(outputs, outputs.c.item_id == assignments.c.item_id))
+        .where(which)
+        .order_by(leases.c.id, outputs.c.position)
     ):
         texts.setdefault(row.id, []).append(row.text)
     rows = connection.execute(
-        sa.select(assignments.c.id, assignments.c.claim_token, assignments.c.order_seed, items.c.messages)
-        .join(items, items.c.id == assignments.c.item_id)
-        .where(mine)
-        .order_by(assignments.c.sequence)
+        sa.select(
+            leases.c.id.label("lease"),
+            leases.c.token,
+            assignments.c.id,
+            assignments.c.order_seed,
+            studies.c.kind,
+            studies.c.guideline_version,
+            items.c.messages,
+        )
+        .select_from(
+            given.join(items, items.c.id == assignments.c.item_id).join(studies, studies.c.id == assignments.c.study_id)
+        )
+        .where(which)
+        .order_by(assignments.c.sequence, leases.c.id)
     )
-    return [
-        Task(
+    return {
+        row.lease: Task(
             id=row.id,
-            token=row.claim_token,
-            kind=study.kind,
-            guideline_version=study.guideline_version,
+            token=row.token,
+            kind=row.kind,
+            guideline_version=row.guideline_version,
             messages=read_messages(row.messages),
-            outputs=_shown(texts.get(row.id, []), row.order_seed),
+            outputs=_shown(texts.get(row.lease, []), row.order_seed),
         )
         for row in rows
-    ]
+    }
 
 
 def private_prompts(connection: sa.Connection, task_ids: Sequence[str]) -> dict[str, PrivatePrompt]:

@@ -6,7 +6,13 @@
 
 An item of a study has `overlap` assignments, its slots. A lease is one rater's go at one slot; answers hang on leases.
 The slot names, by rater and token, the lease that it counts: everything else is kept beside it and not counted.
-Answers and leases are append-only: triggers refuse to change or delete them, so a correction is a new revision.
+
+    accounts ── account_roles, sessions, api_tokens, invitations      who may do what; `raters` is who answers
+    leases ── drafts, remarks      items ── gold, adjudications      answers ── grades
+    raters ── screening_decisions, rater_profiles
+
+What people said or decided is append-only (`APPEND_ONLY`): triggers refuse to change or delete it, so a correction is a
+new row. Secrets are stored as hashes only.
 
 Text that people or models wrote is stored as JSON: PostgreSQL's text type refuses NUL characters and neither database
 takes half a surrogate pair, and a model may produce both. Times are seconds since 1970, UTC.
@@ -17,11 +23,17 @@ from __future__ import annotations
 import sqlalchemy as sa
 
 # The newest migration. Opening a database of this version needs no migration machinery.
-SCHEMA_VERSION = "0001"
+SCHEMA_VERSION = "0002"
 
 # How answers' bodies are written; recorded with each, because the fields asked change over a project's life, and a
 # field that was not asked is not a "no".
 ANSWER_SCHEMA = 1
+
+# Tables whose rows no statement may change or delete; the migrations put triggers on them.
+APPEND_ONLY = ("leases", "answers", "remarks", "grades", "adjudications", "screening_decisions", "audit")
+
+# What an account may do. A person may have several roles; a rater's account is bound to a row of `raters`.
+ROLES = ("admin", "lead", "adjudicator", "rater", "researcher", "auditor", "service")
 
 metadata = sa.MetaData(
     naming_convention={
@@ -64,6 +76,11 @@ studies = sa.Table(
     sa.Column("rater_group", sa.Text, nullable=False),
     sa.Column("lease_seconds", sa.Double, nullable=False),
     sa.Column("created_at", sa.Double, nullable=False),
+    # A screening study is a new rater's test: all of its items have a known answer, or are graded by a lead.
+    sa.Column("screening", sa.Boolean, nullable=False, server_default=sa.false()),
+    # The share of a rater's tasks that are hidden gold items.
+    sa.Column("gold_share", sa.Double, nullable=False, server_default="0"),
+    sa.Column("closed_at", sa.Double),  # nobody can claim its slots from then on
     sa.CheckConstraint("kind IN ('demonstration', 'ranking', 'comparison', 'rating')", name="kind"),
     sa.CheckConstraint("purpose IN ('training', 'evaluation')", name="purpose"),
     sa.CheckConstraint("overlap >= 1", name="overlap"),
@@ -125,7 +142,7 @@ leases = sa.Table(
     sa.Column("id", sa.Integer, primary_key=True),
     sa.Column("assignment_id", sa.Text, sa.ForeignKey("assignments.id"), nullable=False),
     sa.Column("token", sa.Text, nullable=False),
-    sa.Column("rater_id", sa.Integer, sa.ForeignKey("raters.id"), nullable=False),
+    sa.Column("rater_id", sa.Integer, sa.ForeignKey("raters.id"), nullable=False, index=True),
     sa.Column("started_at", sa.Double, nullable=False),
     sa.UniqueConstraint("assignment_id", "token"),
 )
@@ -146,6 +163,172 @@ answers = sa.Table(
     sa.Column("origin", sa.Text, nullable=False),
     sa.UniqueConstraint("lease_id", "revision"),
     sa.CheckConstraint("origin IN ('human', 'simulated')", name="origin"),
+)
+
+
+# --- who may do what ----------------------------------------------------------------------------------------------
+
+accounts = sa.Table(
+    "accounts",
+    metadata,
+    sa.Column("id", sa.Integer, primary_key=True),
+    sa.Column("name", sa.Text, nullable=False, unique=True),
+    sa.Column("password_hash", sa.Text),  # argon2id; a service account has none and works by token
+    sa.Column("rater_id", sa.Integer, sa.ForeignKey("raters.id"), unique=True),
+    sa.Column("created_at", sa.Double, nullable=False),
+    sa.Column("disabled_at", sa.Double),
+)
+
+account_roles = sa.Table(
+    "account_roles",
+    metadata,
+    sa.Column("account_id", sa.Integer, sa.ForeignKey("accounts.id"), primary_key=True),
+    sa.Column("role", sa.Text, primary_key=True),
+    sa.CheckConstraint(f"role IN {ROLES!r}", name="role"),
+)
+
+invitations = sa.Table(
+    "invitations",
+    metadata,
+    sa.Column("id", sa.Integer, primary_key=True),
+    sa.Column("token_hash", sa.Text, nullable=False, unique=True),
+    sa.Column("roles", sa.JSON, nullable=False),
+    sa.Column("rater_group", sa.Text),  # the group that a rater joins
+    sa.Column("invited_by", sa.Text, nullable=False),  # an account's name, or "command line"
+    sa.Column("created_at", sa.Double, nullable=False),
+    sa.Column("expires_at", sa.Double, nullable=False),
+    sa.Column("used_at", sa.Double),
+    sa.Column("account_id", sa.Integer, sa.ForeignKey("accounts.id")),  # who came, or whose password it sets
+)
+
+sessions = sa.Table(
+    "sessions",
+    metadata,
+    sa.Column("id", sa.Integer, primary_key=True),
+    sa.Column("token_hash", sa.Text, nullable=False, unique=True),  # forms' tokens follow from the token as well
+    sa.Column("account_id", sa.Integer, sa.ForeignKey("accounts.id"), nullable=False, index=True),
+    sa.Column("created_at", sa.Double, nullable=False),
+    sa.Column("seen_at", sa.Double, nullable=False),
+    sa.Column("ended_at", sa.Double),
+)
+
+api_tokens = sa.Table(
+    "api_tokens",
+    metadata,
+    sa.Column("id", sa.Integer, primary_key=True),
+    sa.Column("token_hash", sa.Text, nullable=False, unique=True),
+    sa.Column("account_id", sa.Integer, sa.ForeignKey("accounts.id"), nullable=False, index=True),
+    sa.Column("label", sa.Text, nullable=False),
+    sa.Column("created_at", sa.Double, nullable=False),
+    sa.Column("seen_at", sa.Double),
+    sa.Column("revoked_at", sa.Double),
+)
+
+# Token buckets of the rate limits, in the database so that several server processes share them.
+throttles = sa.Table(
+    "throttles",
+    metadata,
+    sa.Column("key", sa.Text, primary_key=True),  # a hash: it may have been made of anything that was typed
+    sa.Column("tokens", sa.Double, nullable=False),
+    sa.Column("updated_at", sa.Double, nullable=False),
+)
+
+study_raters = sa.Table(
+    "study_raters",  # where a study has any, only these of its group may work on it
+    metadata,
+    sa.Column("study_id", sa.Integer, sa.ForeignKey("studies.id"), primary_key=True),
+    sa.Column("rater_id", sa.Integer, sa.ForeignKey("raters.id"), primary_key=True),
+)
+
+rater_profiles = sa.Table(
+    "rater_profiles",
+    metadata,
+    sa.Column("rater_id", sa.Integer, sa.ForeignKey("raters.id"), primary_key=True),
+    sa.Column("topics", sa.JSON, nullable=False),  # topic -> how well they say they can judge it
+    sa.Column("updated_at", sa.Double, nullable=False),
+)
+
+# --- beside an answer ---------------------------------------------------------------------------------------------
+
+drafts = sa.Table(
+    "drafts",
+    metadata,
+    sa.Column("lease_id", sa.Integer, sa.ForeignKey("leases.id"), primary_key=True),
+    sa.Column("version", sa.Integer, nullable=False),  # counts savings: an older window never overwrites a newer one
+    sa.Column("body", sa.JSON, nullable=False),
+    sa.Column("saved_at", sa.Double, nullable=False),
+)
+
+remarks = sa.Table(
+    "remarks",
+    metadata,
+    sa.Column("id", sa.Integer, primary_key=True),
+    sa.Column("lease_id", sa.Integer, sa.ForeignKey("leases.id"), nullable=False, index=True),
+    sa.Column("kind", sa.Text, nullable=False),  # a skip gives the slot back; a flag goes with an answer
+    sa.Column("reason", sa.Text),
+    sa.Column("note", sa.JSON),
+    sa.Column("created_at", sa.Double, nullable=False),
+    sa.CheckConstraint("kind IN ('skip', 'flag')", name="kind"),
+)
+
+gold = sa.Table(
+    "gold",
+    metadata,
+    sa.Column("item_id", sa.Integer, sa.ForeignKey("items.id"), primary_key=True),
+    sa.Column("expected", sa.JSON, nullable=False),  # an answer whose letters name the outputs as queued
+    sa.Column("created_at", sa.Double, nullable=False),
+)
+
+adjudications = sa.Table(
+    "adjudications",
+    metadata,
+    sa.Column("id", sa.Integer, primary_key=True),
+    sa.Column("item_id", sa.Integer, sa.ForeignKey("items.id"), nullable=False),
+    sa.Column("revision", sa.Integer, nullable=False),
+    sa.Column("body", sa.JSON, nullable=False),  # an answer whose letters name the outputs as queued
+    sa.Column("reason", sa.JSON, nullable=False),
+    sa.Column("account_id", sa.Integer, sa.ForeignKey("accounts.id"), nullable=False),
+    sa.Column("created_at", sa.Double, nullable=False),
+    sa.UniqueConstraint("item_id", "revision"),
+)
+
+grades = sa.Table(
+    "grades",  # a lead's quality score of a demonstration
+    metadata,
+    sa.Column("id", sa.Integer, primary_key=True),
+    sa.Column("answer_id", sa.Integer, sa.ForeignKey("answers.id"), nullable=False, index=True),
+    sa.Column("account_id", sa.Integer, sa.ForeignKey("accounts.id"), nullable=False),
+    sa.Column("score", sa.Integer, nullable=False),
+    sa.Column("created_at", sa.Double, nullable=False),
+    sa.CheckConstraint("score BETWEEN 1 AND 7", name="score"),
+)
+
+screening_decisions = sa.Table(
+    "screening_decisions",  # the newest counts; cut-offs only advise
+    metadata,
+    sa.Column("id", sa.Integer, primary_key=True),
+    sa.Column("rater_id", sa.Integer, sa.ForeignKey("raters.id"), nullable=False, index=True),
+    sa.Column("passed", sa.Boolean, nullable=False),
+    sa.Column("reason", sa.JSON, nullable=False),
+    sa.Column(
+        "account_id", sa.Integer, sa.ForeignKey("accounts.id")
+    ),  # null: every cut-off was met, no lead was needed
+    sa.Column("created_at", sa.Double, nullable=False),
+)
+
+audit = sa.Table(
+    "audit",
+    metadata,
+    sa.Column("sequence", sa.Integer, primary_key=True, autoincrement=False),  # from 1, without gaps
+    sa.Column("at", sa.Double, nullable=False),
+    sa.Column("actor", sa.Text, nullable=False),
+    sa.Column("role", sa.Text, nullable=False),  # under which the actor did it
+    sa.Column("action", sa.Text, nullable=False),
+    sa.Column("object", sa.Text, nullable=False),
+    sa.Column("details", sa.JSON, nullable=False),
+    sa.Column("request_id", sa.Text),
+    sa.Column("previous_hash", sa.Text, nullable=False),
+    sa.Column("hash", sa.Text, nullable=False, unique=True),
 )
 
 

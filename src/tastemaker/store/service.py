@@ -12,7 +12,6 @@ study, item and slot, and `Turn` fixes beforehand which rater has which slot.
 
 from __future__ import annotations
 
-import secrets
 import time
 from collections import Counter
 from collections.abc import Callable, Sequence
@@ -23,10 +22,11 @@ import sqlalchemy as sa
 
 from tastemaker.errors import DataError, StoreError
 from tastemaker.records import Demonstration, Origin, Ranking
-from tastemaker.store import answered, exchange, questions
+from tastemaker.store import answered, claiming, exchange, questions
+from tastemaker.store.claiming import check_assigned, end_leases, is_work, open_slots, rater_in_group
 from tastemaker.store.database import Store
 from tastemaker.store.exchange import FileReport
-from tastemaker.store.questions import Study, now_open
+from tastemaker.store.questions import Study
 from tastemaker.store.schema import answers, assignments, leases, raters
 from tastemaker.store.submitting import Submitting
 from tastemaker.store.tasks import (
@@ -108,41 +108,32 @@ class LabelService:
         """Lease up to `limit` slots to a rater, first items first; an empty list says that none is left for them.
 
         With a `turn`, only the slots of that turn; without, the first open slot of each item the rater has not had.
+        A closed study has nothing left for anybody. Gold and screening items are handed out at the desk alone.
         """
         with self._store.write() as connection:
             found = questions.find(connection, study)
             self._store.lock_studies(connection, [found.id])
-            rater_id = _rater_in_group(connection, rater, found)
+            rater_id = rater_in_group(connection, rater, found)
             if turn is not None and turn.of < found.overlap:
                 raise StoreError(
                     f"Study {study!r} wants {found.overlap} answers an item, from as many raters; turns of {turn.of} "
                     f"would give a rater an item twice. Work with at least {found.overlap} raters."
                 )
-            now = self._clock()
-            self._end_leases(connection, assignments.c.study_id == found.id, assignments.c.leased_until < now)
-            token = secrets.token_hex(16)
-            until = now + (found.lease_seconds if lease is None else lease.total_seconds())
-            chosen = _open_slots(found, rater_id, turn).order_by(assignments.c.sequence).limit(limit)
-            claimed = connection.execute(
-                sa.update(assignments)
-                .where(assignments.c.id.in_(chosen), assignments.c.state == "open")
-                .values(state="leased", rater_id=rater_id, claim_token=token, leased_until=until)
-                .returning(assignments.c.id)
-            ).scalars()
-            rows = [
-                {"assignment_id": task_id, "token": token, "rater_id": rater_id, "started_at": now}
-                for task_id in claimed
-            ]
-            if not rows:
+            check_assigned(connection, rater, rater_id, found)
+            if found.closed_at is not None:
                 return []
-            connection.execute(sa.insert(leases), rows)
-            return questions.tasks(connection, found, assignments.c.claim_token == token)
+            now = self._clock()
+            end_leases(connection, assignments.c.study_id == found.id, assignments.c.leased_until < now)
+            until = now + (found.lease_seconds if lease is None else lease.total_seconds())
+            chosen = open_slots(found, rater_id, turn).order_by(assignments.c.sequence).limit(limit)
+            token = claiming.lease(connection, chosen, rater_id, now=now, until=until)
+            return [] if token is None else questions.tasks(connection, found, assignments.c.claim_token == token)
 
     def held(self, study: str, rater: str) -> list[Task]:
         """The tasks that a rater has claimed and not answered, so that they can be resumed."""
         with self._store.read() as connection:
             found = questions.find(connection, study)
-            rater_id = _rater_in_group(connection, rater, found)
+            rater_id = rater_in_group(connection, rater, found)
             return questions.tasks(connection, found, assignments.c.rater_id == rater_id)
 
     def submit(self, task_id: str, token: str, answer: Answer, *, seconds: float | None = None) -> Standing:
@@ -172,8 +163,8 @@ class LabelService:
         with self._store.write() as connection:
             found = questions.find(connection, study)
             self._store.lock_studies(connection, [found.id])
-            holder = assignments.c.rater_id == _rater_in_group(connection, rater, found)
-            return self._end_leases(connection, assignments.c.study_id == found.id, holder)
+            holder = assignments.c.rater_id == rater_in_group(connection, rater, found)
+            return end_leases(connection, assignments.c.study_id == found.id, holder)
 
     def release_simulated(self, study: str) -> int:
         """Give back what simulated raters of an interrupted run still hold."""
@@ -181,16 +172,7 @@ class LabelService:
             found = questions.find(connection, study)
             self._store.lock_studies(connection, [found.id])
             simulated = sa.select(raters.c.id).where(raters.c.origin == "simulated")
-            return self._end_leases(
-                connection, assignments.c.study_id == found.id, assignments.c.rater_id.in_(simulated)
-            )
-
-    def _end_leases(self, connection: sa.Connection, *which: sa.ColumnElement[bool]) -> int:
-        return connection.execute(
-            sa.update(assignments)
-            .where(assignments.c.state == "leased", *which)
-            .values(state="open", rater_id=None, claim_token=None, leased_until=None)
-        ).rowcount
+            return end_leases(connection, assignments.c.study_id == found.id, assignments.c.rater_id.in_(simulated))
 
     # --- answers in files ---------------------------------------------------------------------------------------
 
@@ -229,7 +211,7 @@ class LabelService:
             return questions.every(connection)
 
     def progress(self, study: str) -> Progress:
-        """How many slots a study has, and how many are answered, leased and open."""
+        """How many slots a study has, and how many are answered, leased and open; those that test raters left out."""
         with self._store.read() as connection:
             found = questions.find(connection, study)
             leased = sa.and_(assignments.c.state == "leased", assignments.c.leased_until >= self._clock())
@@ -238,14 +220,14 @@ class LabelService:
                     sa.func.count(),
                     sa.func.count(sa.case((assignments.c.state == "done", 1))),
                     sa.func.count(sa.case((leased, 1))),
-                ).where(assignments.c.study_id == found.id)
+                ).where(assignments.c.study_id == found.id, is_work(found))
             ).one()
             extra = connection.execute(
                 sa.select(sa.func.count())
                 .select_from(assignments)
                 .join(leases, leases.c.assignment_id == assignments.c.id)
                 .join(answers, answers.c.lease_id == leases.c.id)
-                .where(assignments.c.study_id == found.id, answers.c.revision == 1)
+                .where(assignments.c.study_id == found.id, answers.c.revision == 1, is_work(found))
                 .where(sa.func.coalesce(assignments.c.claim_token, "") != leases.c.token)
             ).scalar_one()
         return Progress(slots=total, answered=done, leased=held, open=total - done - held, extra=extra)
@@ -274,39 +256,3 @@ class LabelService:
         """The ratings of a study, one an output: by item, then slot, then output as queued."""
         with self._store.read() as connection:
             return answered.ratings(connection, questions.find(connection, study))
-
-
-def _open_slots(study: Study, rater_id: int, turn: Turn | None) -> sa.Select[tuple[str]]:
-    """The slots that a rater may have: open, of items that they neither hold nor have answered, one an item."""
-    other = assignments.alias()
-    holds = sa.exists().where(other.c.item_id == assignments.c.item_id, other.c.rater_id == rater_id)
-    has_answered = (
-        sa.exists()
-        .where(other.c.item_id == assignments.c.item_id, leases.c.assignment_id == other.c.id)
-        .where(leases.c.rater_id == rater_id, answers.c.lease_id == leases.c.id)
-    )
-    select = now_open(study.id).where(~holds, ~has_answered)
-    if turn is not None:
-        # Turns are at least as many as an item's slots, so that none meets an item twice.
-        # After each round of items the turns move on by one, so that raters do not always meet the same others.
-        shift = assignments.c.sequence // (study.overlap * turn.of)
-        return select.where((assignments.c.sequence + shift) % turn.of == turn.index)
-    earlier = assignments.alias()
-    return select.where(
-        ~sa.exists().where(
-            earlier.c.item_id == assignments.c.item_id,
-            earlier.c.state == "open",
-            earlier.c.slot < assignments.c.slot,
-        )
-    )
-
-
-def _rater_in_group(connection: sa.Connection, name: str, study: Study) -> int:
-    row = connection.execute(sa.select(raters.c.id, raters.c.rater_group).where(raters.c.name == name)).one_or_none()
-    if row is None:
-        raise StoreError(f"There is no rater {name!r}; register them with add_rater first.")
-    if row.rater_group != study.rater_group:
-        raise StoreError(
-            f"Rater {name!r} is in group {row.rater_group!r}; study {study.name!r} is for group {study.rater_group!r}."
-        )
-    return int(row.id)

@@ -14,7 +14,7 @@ import sqlalchemy as sa
 from tastemaker.errors import StoreError
 from tastemaker.records import Origin
 from tastemaker.store.database import Store
-from tastemaker.store.questions import CHUNK
+from tastemaker.store.questions import CHUNK, replaced_guidelines
 from tastemaker.store.schema import (
     ANSWER_SCHEMA,
     answers,
@@ -53,6 +53,7 @@ class _Lease:
     state: str
     holder: int | None
     claim_token: str | None
+    study: str
     kind: StudyKind
     guideline_version: str
     order_seed: int
@@ -86,14 +87,16 @@ class Submitting:
         for submission, lease in accepted:
             counts = lease.counts or (lease.revision is None and self._take_back(lease))
             standings.append("counted" if counts else "extra")
-            row = self._row(lease, submission.answer, submission.seconds)
+            row = self._row(lease, submission.answer, submission.seconds, submission.guideline_version)
             if lease.revision is None or row["body"] != lease.body:
                 rows.append(row)
         if rows:
             self._connection.execute(sa.insert(answers), rows)
         return standings
 
-    def revise(self, task_id: str, rater: str, answer: Answer, *, seconds: float) -> None:
+    def revise(
+        self, task_id: str, rater: str, answer: Answer, *, seconds: float, guideline_version: str | None = None
+    ) -> None:
         """Append a revision to the rater's answer to a task."""
         given = [
             lease for lease in self._leases([task_id]).values() if lease.rater == rater and lease.revision is not None
@@ -102,7 +105,8 @@ class Submitting:
             raise StoreError(f"Rater {rater!r} has not answered task {task_id!r}; submit an answer before revising it.")
         lease = max(given, key=lambda lease: (lease.counts, lease.id))
         lease.check(answer)
-        row = self._row(lease, answer, seconds)
+        self._check_guideline(lease, guideline_version)
+        row = self._row(lease, answer, seconds, guideline_version)
         if row["body"] != lease.body:
             self._connection.execute(sa.insert(answers), [row])
 
@@ -124,6 +128,7 @@ class Submitting:
                 )
             try:
                 lease.check(submission.answer)
+                self._check_guideline(lease, submission.guideline_version)
             except StoreError as error:
                 raise SubmissionError(str(error), index) from error
             if lease.revision is not None and not correct and answer_to_json(submission.answer) != lease.body:
@@ -174,7 +179,17 @@ class Submitting:
         )
         return taken.rowcount == 1
 
-    def _row(self, lease: _Lease, answer: Answer, seconds: float | None) -> dict[str, object]:
+    def _check_guideline(self, lease: _Lease, version: str | None) -> None:
+        if version is None or version == lease.guideline_version:
+            return
+        if version not in replaced_guidelines(self._connection, lease.study):
+            raise StoreError(
+                f"Study {lease.study!r} never had the guideline {version!r}; it has {lease.guideline_version!r} now."
+            )
+
+    def _row(
+        self, lease: _Lease, answer: Answer, seconds: float | None, guideline_version: str | None
+    ) -> dict[str, object]:
         if lease.seconds is not None:
             spent = lease.seconds + (seconds or 0.0)
         else:
@@ -184,7 +199,7 @@ class Submitting:
             "revision": 1 if lease.revision is None else lease.revision + 1,
             "body": answer_to_json(answer),
             "answer_schema": ANSWER_SCHEMA,
-            "guideline_version": lease.guideline_version,
+            "guideline_version": guideline_version or lease.guideline_version,
             "order_shown": list(order_shown(lease.order_seed, lease.count)),
             "started_at": lease.started_at,
             "submitted_at": self._now,
@@ -214,6 +229,7 @@ def _lease_query() -> sa.Select[tuple[object, ...]]:
             assignments.c.state,
             assignments.c.rater_id.label("holder"),
             assignments.c.claim_token,
+            studies.c.name.label("study"),
             studies.c.kind,
             studies.c.guideline_version,
             assignments.c.order_seed,

@@ -181,12 +181,17 @@ Answer = DemonstrationAnswer | RankingAnswer | ComparisonAnswer | RatingAnswer
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Submission:
-    """An answer on its way in. `seconds` is the time spent on the task where the interface measured it."""
+    """An answer on its way in.
+
+    `seconds` is the time spent on the task, `guideline_version` the guideline that the rater had before them, where
+    the interface knows them; None takes the time since the task was given out, and the study's guideline of now.
+    """
 
     task_id: str
     token: str
     answer: Answer
     seconds: float | None = None
+    guideline_version: str | None = None
 
 
 class SubmissionError(StoreError):

@@ -5,6 +5,8 @@ from __future__ import annotations
 import sqlalchemy as sa
 from alembic import op
 
+from tastemaker.store.migrations.triggers import refuse_changes
+
 revision = "0001"
 down_revision = None
 branch_labels = None
@@ -18,7 +20,7 @@ def upgrade() -> None:
     _create_questions()
     _create_answers()
     for table in APPEND_ONLY:
-        _refuse_changes(table)
+        refuse_changes(table)
 
 
 def downgrade() -> None:
@@ -150,23 +152,4 @@ def _create_answers() -> None:
         sa.ForeignKeyConstraint(["guideline_version"], ["guidelines.version"], name="fk_answers_guideline_version"),
         sa.UniqueConstraint("lease_id", "revision", name="uq_answers_lease_id_revision"),
         sa.CheckConstraint("origin IN ('human', 'simulated')", name=op.f("ck_answers_origin")),
-    )
-
-
-def _refuse_changes(table: str) -> None:
-    message = f"{table} are append-only: a correction is a new row"
-    if op.get_bind().dialect.name == "sqlite":
-        for change in ("UPDATE", "DELETE"):
-            op.execute(
-                f"CREATE TRIGGER {table}_refuse_{change.lower()} BEFORE {change} ON {table} "
-                f"BEGIN SELECT RAISE(ABORT, '{message}'); END"
-            )
-        return
-    op.execute(
-        f"CREATE FUNCTION {table}_refuse_change() RETURNS trigger LANGUAGE plpgsql AS "
-        f"$$ BEGIN RAISE EXCEPTION '{message}'; END $$"
-    )
-    op.execute(
-        f"CREATE TRIGGER {table}_refuse_change BEFORE UPDATE OR DELETE OR TRUNCATE ON {table} "
-        f"FOR EACH STATEMENT EXECUTE FUNCTION {table}_refuse_change()"
     )

@@ -1,0 +1,211 @@
+"""Items on which raters disagree, and the answer that an adjudicator gives in the end.
+
+An adjudicator sees every answer to an item, in queued letters (A is the output queued first), and neither who gave it
+nor what wrote the outputs. Adjudications are revisions like answers: the newest counts, and the raters' own stay.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+
+import sqlalchemy as sa
+
+from tastemaker.errors import StoreError
+from tastemaker.records import Messages
+from tastemaker.store import audit, questions
+from tastemaker.store.audit import Actor
+from tastemaker.store.database import Store
+from tastemaker.store.given import Given, account_id, all_given, all_items, of_studies
+from tastemaker.store.gold import disagreement
+from tastemaker.store.questions import Study
+from tastemaker.store.schema import accounts, adjudications, items, leases, remarks, studies
+from tastemaker.store.schema import assignments as slots
+from tastemaker.store.tasks import (
+    LETTERS,
+    Answer,
+    ShownOutput,
+    StudyKind,
+    answer_from_json,
+    answer_to_json,
+    check_answer,
+)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Disputed:
+    """An item with several answers. `disagreement` is from 0 (all alike) to 1 (opposite)."""
+
+    item: int
+    number: int
+    answers: int
+    disagreement: float
+    adjudicated: bool
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ShownAnswer:
+    """An answer without its rater. `counts` is False where it came after its slot had gone to somebody else."""
+
+    answer: Answer
+    counts: bool
+    guideline_version: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Adjudicated:
+    """What an adjudicator decided."""
+
+    answer: Answer
+    reason: str
+    by: str
+    at: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Case:
+    """All that an adjudicator sees of an item. `remarks` are what raters wrote when they flagged or skipped it."""
+
+    item: int
+    number: int
+    study: str
+    kind: StudyKind
+    guideline_version: str
+    messages: Messages
+    outputs: tuple[ShownOutput, ...]
+    answers: tuple[ShownAnswer, ...]
+    remarks: tuple[str, ...]
+    adjudications: tuple[Adjudicated, ...]
+
+
+class AdjudicationService:
+    """The list of disputes, one dispute, and its end."""
+
+    def __init__(self, store: Store, *, clock: Callable[[], float] = time.time) -> None:
+        self._store = store
+        self._clock = clock
+
+    def disputed(self, study: str, *, least: float = 0.0, limit: int = 100) -> list[Disputed]:
+        """The items whose answers lie apart by more than `least`, open ones first, the widest apart first."""
+        with self._store.read() as connection:
+            found = self._find(connection, study)
+            given = all_given(connection, of_studies([found.id]))
+            decided = set(newest(connection, [found.id]))
+        by_item: dict[int, list[Given]] = {}
+        for one in given:
+            if one.is_work:
+                by_item.setdefault(one.item.id, []).append(one)
+        cases = [
+            Disputed(
+                item=item,
+                number=rows[0].item.position + 1,
+                answers=len(rows),
+                disagreement=apart,
+                adjudicated=item in decided,
+            )
+            for item, rows in by_item.items()
+            if (apart := disagreement([row.answer for row in rows])) is not None and apart > least
+        ]
+        return sorted(cases, key=lambda case: (case.adjudicated, -case.disagreement, case.number))[:limit]
+
+    def case(self, study: str, item: int) -> Case:
+        """One item with every answer to it."""
+        with self._store.read() as connection:
+            found = self._find(connection, study)
+            which = sa.and_(of_studies([found.id]), items.c.id == item)
+            asked = all_items(connection, which).get(item)
+            if asked is None:
+                raise StoreError(f"Study {study!r} has no item {item}.")
+            given = all_given(connection, which)
+            notes = connection.execute(
+                sa.select(remarks.c.kind, remarks.c.reason, remarks.c.note)
+                .join(leases, leases.c.id == remarks.c.lease_id)
+                .join(slots, slots.c.id == leases.c.assignment_id)
+                .where(slots.c.item_id == item)
+                .order_by(remarks.c.id)
+            ).all()
+            earlier = _history(connection, item, found.kind)
+        return Case(
+            item=item,
+            number=asked.position + 1,
+            study=study,
+            kind=asked.kind,
+            guideline_version=found.guideline_version,
+            messages=asked.prompt.messages,
+            outputs=tuple(
+                ShownOutput(letter=letter, text=output.response.text)
+                for letter, output in zip(LETTERS, asked.outputs, strict=False)
+            ),
+            # In an order of their own, so that the place says nothing of who answered first.
+            answers=tuple(
+                ShownAnswer(answer=one.answer, counts=one.counts, guideline_version=one.guideline_version)
+                for one in sorted(given, key=lambda one: (not one.counts, str(answer_to_json(one.answer))))
+            ),
+            remarks=tuple(
+                ": ".join(part for part in (row.kind, row.reason, row.note) if isinstance(part, str) and part)
+                for row in notes
+            ),
+            adjudications=earlier,
+        )
+
+    def adjudicate(self, study: str, item: int, answer: Answer, *, reason: str, actor: Actor) -> None:
+        """Settle an item by an answer in queued letters. Exports give it in place of the raters' answers."""
+        if not reason.strip():
+            raise StoreError("An adjudication needs a reason; write a few words.")
+        with self._store.write() as connection:
+            found = self._find(connection, study)
+            self._store.lock_studies(connection, [found.id])
+            account = account_id(connection, actor.name)
+            asked = all_items(connection, sa.and_(of_studies([found.id]), items.c.id == item)).get(item)
+            if asked is None:
+                raise StoreError(f"Study {study!r} has no item {item}.")
+            if asked.expected is not None or asked.screening:
+                raise StoreError(f"Item {item} of study {study!r} tests raters; its answer is known. Leave it so.")
+            check_answer(found.kind, answer, LETTERS[: len(asked.outputs)])
+            last = connection.execute(
+                sa.select(sa.func.max(adjudications.c.revision)).where(adjudications.c.item_id == item)
+            ).scalar()
+            now = self._clock()
+            row = {
+                "item_id": item,
+                "revision": 1 if last is None else last + 1,
+                "body": answer_to_json(answer),
+                "reason": reason,
+                "account_id": account,
+                "created_at": now,
+            }
+            connection.execute(sa.insert(adjudications).values(row))
+            details = {"item": item, "revision": row["revision"], "answer": row["body"], "reason": reason}
+            audit.record(connection, actor, "item.adjudicate", study, details, now=now)
+
+    def _find(self, connection: sa.Connection, study: str) -> Study:
+        found = questions.find(connection, study)
+        if found.kind == "demonstration":
+            raise StoreError(f"Study {study!r} asks for demonstrations, which do not disagree; they are graded.")
+        return found
+
+
+def newest(connection: sa.Connection, ids: Sequence[int]) -> Mapping[int, Answer]:
+    """The adjudicated answer of each item that has one, in queued letters."""
+    rows = connection.execute(
+        sa.select(adjudications.c.item_id, adjudications.c.body, studies.c.kind)
+        .join(items, items.c.id == adjudications.c.item_id)
+        .join(studies, studies.c.id == items.c.study_id)
+        .where(of_studies(ids))
+        .order_by(adjudications.c.revision)
+    )
+    return {row.item_id: answer_from_json(row.kind, row.body) for row in rows}
+
+
+def _history(connection: sa.Connection, item: int, kind: StudyKind) -> tuple[Adjudicated, ...]:
+    rows = connection.execute(
+        sa.select(adjudications, accounts.c.name)
+        .join(accounts, accounts.c.id == adjudications.c.account_id)
+        .where(adjudications.c.item_id == item)
+        .order_by(adjudications.c.revision)
+    )
+    return tuple(
+        Adjudicated(answer=answer_from_json(kind, row.body), reason=row.reason, by=row.name, at=row.created_at)
+        for row in rows
+    )

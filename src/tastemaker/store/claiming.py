@@ -1,0 +1,138 @@
+"""The handing-out side of the store's SQL: which slots a rater may have, leasing them, and giving them back.
+
+The one queue behind `LabelService.claim` and the rater's desk. Two kinds of item are not in it: hidden gold items and
+the items of screening studies, which judge raters and not models. Their slots are made for a rater on demand
+(`hidden`), and nothing that stages read counts them.
+"""
+
+from __future__ import annotations
+
+import secrets
+from dataclasses import dataclass
+
+import sqlalchemy as sa
+
+from tastemaker.errors import StoreError
+from tastemaker.store.questions import Study
+from tastemaker.store.schema import answers, assignments, gold, leases, raters, remarks, study_raters
+from tastemaker.store.tasks import Turn
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Person:
+    """Who works: a rater as stored."""
+
+    id: int
+    name: str
+    group: str
+
+
+def find_rater(connection: sa.Connection, name: str, *, alone: bool = False) -> Person:
+    """The rater of that name; with `alone`, no other transaction that asks so goes on for them before this one ends."""
+    found = sa.select(raters.c.id, raters.c.rater_group).where(raters.c.name == name)
+    row = connection.execute(found.with_for_update(key_share=True) if alone else found).one_or_none()
+    if row is None:
+        raise StoreError(f"There is no rater {name!r}; register them with add_rater first.")
+    return Person(id=row.id, name=name, group=row.rater_group)
+
+
+def rater_in_group(connection: sa.Connection, name: str, study: Study) -> int:
+    """The id of a rater of a study's group."""
+    person = find_rater(connection, name)
+    if person.group != study.rater_group:
+        raise StoreError(
+            f"Rater {name!r} is in group {person.group!r}; study {study.name!r} is for group {study.rater_group!r}."
+        )
+    return person.id
+
+
+def check_assigned(connection: sa.Connection, name: str, rater_id: int, study: Study) -> None:
+    """Refuse a rater whom a study that names its raters does not name."""
+    if connection.execute(sa.select(sa.literal(1)).where(is_assigned(rater_id, study.id))).one_or_none() is None:
+        raise StoreError(f"Study {study.name!r} is for raters that a lead has named, and {name!r} is not one of them.")
+
+
+def is_work(study: Study) -> sa.ColumnElement[bool]:
+    """Of a study's slots: their item is an open question, rather than one that tests the rater."""
+    return sa.false() if study.screening else ~sa.exists().where(gold.c.item_id == assignments.c.item_id)
+
+
+def is_assigned(rater_id: int, study_id: int | sa.ColumnElement[int]) -> sa.ColumnElement[bool]:
+    """Whether a study is for this one of its group's raters: it names them, or it names nobody."""
+    named = sa.exists().where(study_raters.c.study_id == study_id)
+    return sa.or_(~named, named.where(study_raters.c.rater_id == rater_id))
+
+
+def is_finished(lease: sa.FromClause = leases) -> sa.ColumnElement[bool]:
+    """Of leases: their rater has answered under them, or skipped. Such an item never comes to that rater again."""
+    return sa.or_(
+        sa.exists().where(answers.c.lease_id == lease.c.id),
+        sa.exists().where(remarks.c.lease_id == lease.c.id, remarks.c.kind == "skip"),
+    )
+
+
+def has_met(rater_id: int, item_id: sa.ColumnElement[int]) -> sa.ColumnElement[bool]:
+    """Whether a rater holds, has answered or has skipped an item."""
+    slot, lease = assignments.alias(), leases.alias()
+    return sa.or_(
+        sa.exists().where(slot.c.item_id == item_id, slot.c.rater_id == rater_id),
+        sa.exists().where(
+            slot.c.item_id == item_id,
+            lease.c.assignment_id == slot.c.id,
+            lease.c.rater_id == rater_id,
+            is_finished(lease),
+        ),
+    )
+
+
+def is_free(study: Study, now: float) -> sa.ColumnElement[bool]:
+    """Of slots: they are the study's, and somebody's for the asking."""
+    ended = sa.and_(assignments.c.state == "leased", assignments.c.leased_until < now)
+    return sa.and_(assignments.c.study_id == study.id, sa.or_(assignments.c.state == "open", ended), is_work(study))
+
+
+def open_slots(study: Study, rater_id: int, turn: Turn | None = None) -> sa.Select[str]:
+    """The open slots that a rater may have, one an item: of items that they have not met."""
+    is_open = (assignments.c.study_id == study.id, assignments.c.state == "open", is_work(study))
+    select = sa.select(assignments.c.id).where(*is_open, ~has_met(rater_id, assignments.c.item_id))
+    if turn is not None:
+        # Turns are at least as many as an item's slots, so that none meets an item twice.
+        # After each round of items the turns move on by one, so that raters do not always meet the same others.
+        shift = assignments.c.sequence // (study.overlap * turn.of)
+        return select.where((assignments.c.sequence + shift) % turn.of == turn.index)
+    earlier = assignments.alias()
+    return select.where(
+        ~sa.exists().where(
+            earlier.c.item_id == assignments.c.item_id,
+            earlier.c.state == "open",
+            earlier.c.slot < assignments.c.slot,
+        )
+    )
+
+
+def lease(connection: sa.Connection, chosen: sa.Select[str], rater_id: int, *, now: float, until: float) -> str | None:
+    """Lease those of the chosen slots that are open to a rater; returns the leases' token, or None for no slot.
+
+    Within a transaction that is the study's only writer; the condition in the UPDATE holds even so.
+    """
+    token = secrets.token_hex(16)
+    claimed = connection.execute(
+        sa.update(assignments)
+        .where(assignments.c.id.in_(chosen), assignments.c.state == "open")
+        .values(state="leased", rater_id=rater_id, claim_token=token, leased_until=until)
+        .returning(assignments.c.id)
+    ).scalars()
+    rows = [{"assignment_id": slot, "token": token, "rater_id": rater_id, "started_at": now} for slot in claimed]
+    if not rows:
+        return None
+    connection.execute(sa.insert(leases), rows)
+    return token
+
+
+def end_leases(connection: sa.Connection, *which: sa.ColumnElement[bool]) -> int:
+    """Open the leased slots that `which` selects to everybody; returns how many."""
+    return connection.execute(
+        sa.update(assignments)
+        .where(assignments.c.state == "leased", *which)
+        .values(state="open", rater_id=None, claim_token=None, leased_until=None)
+    ).rowcount
