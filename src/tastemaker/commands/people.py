@@ -5,17 +5,23 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import tyro
 
 from tastemaker import sources
-from tastemaker.commands.options import parse, read_records, stage
+from tastemaker.commands import labelling
+from tastemaker.commands.alone import stage
+from tastemaker.commands.options import parse, read_records
 from tastemaker.config import to_json
 from tastemaker.console import say
-from tastemaker.errors import ConfigError, DataError
+from tastemaker.errors import ConfigError, DataError, StoreError
 from tastemaker.files import read_prompts, write_json, write_records
+from tastemaker.ranges import check_range
 from tastemaker.records import Prompt
+
+if TYPE_CHECKING:
+    from tastemaker.store import Store
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -68,12 +74,28 @@ def prompts(arguments: Sequence[str]) -> None:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _LabelOptions:
-    """See what people have to answer, hand out tasks as a file, take the answers in."""
+    """Let people answer in the browser, invite them; see what is missing, hand out tasks as a file, take answers in."""
 
-    action: tyro.conf.Positional[Literal["status", "tasks", "answers"]]
-    """status: every study and what is missing. tasks: write tasks for a rater. answers: read a filled-in file."""
-    database: str
+    action: tyro.conf.Positional[Literal["serve", "invite", "status", "tasks", "answers", "verify-audit"]]
+    """serve: run the labelling application. invite: print a link that makes an account. status: every study and what
+    is missing. tasks: write tasks for a rater. answers: read a filled-in file. verify-audit: check that no row of the
+    audit log was changed or removed."""
+    data: Path = Path("labels")
+    """The folder that holds the label store, labels.db, where --database names no other."""
+    database: str | None = None
     """The label store: a file such as out/demo/labels.db, or a database URL."""
+    host: str = "127.0.0.1"
+    """serve: the address to listen on. One that others can reach needs an https:// --origin."""
+    port: int = 8000
+    """serve: the port to listen on; 0 takes a free one."""
+    origin: tuple[str, ...] = ()
+    """serve, invite: the addresses people type, such as https://labels.example.org, where a proxy ends TLS."""
+    workers: int = 1
+    """serve: processes that answer requests."""
+    roles: tuple[str, ...] = ("rater",)
+    """invite: what the account may do: admin, lead, adjudicator, rater, researcher, auditor."""
+    group: str | None = None
+    """invite: the group that a rater joins."""
     study: str | None = None
     """The study that tasks are taken from."""
     rater: str | None = None
@@ -82,6 +104,12 @@ class _LabelOptions:
     """The JSONL file to write or to read."""
     limit: int = 100
     """Tasks to hand out at most."""
+    since: str | None = None
+    """SEQUENCE:HASH as an earlier verify-audit printed it: shows also a log whose end was cut or that was made anew."""
+
+    def __post_init__(self) -> None:
+        check_range(self, "port", least=0, most=65535)
+        check_range(self, "workers", "limit", least=1)
 
 
 def label(arguments: Sequence[str]) -> None:
@@ -89,12 +117,20 @@ def label(arguments: Sequence[str]) -> None:
     from tastemaker.store import LabelService, Store
 
     options = parse(_LabelOptions, arguments, "label")
-    if "://" not in options.database and not Path(options.database).exists():
-        raise DataError("does not exist; a run with raters = 'people' creates it.", path=options.database)
-    store = Store.open(options.database)
+    database = options.database or str(options.data / "labels.db")
+    if options.action == "serve":
+        labelling.serve(database, options.host, options.port, options.origin, options.workers)
+        return
+    if "://" not in database and not Path(database).exists():
+        raise DataError("does not exist; `label serve` or a run with raters = 'people' creates it.", path=database)
+    store = Store.open(database)
     try:
         service = LabelService(store)
-        if options.action == "status":
+        if options.action == "invite":
+            labelling.invite(store, options.roles, options.group, options.origin)
+        elif options.action == "verify-audit":
+            _verify_audit(store, options.since)
+        elif options.action == "status":
             for study in service.studies():
                 progress = service.progress(study.name)
                 print(f"{study.name}\t{study.kind}\t{study.rater_group}\t{progress.answered}/{progress.slots} answered")
@@ -112,6 +148,15 @@ def label(arguments: Sequence[str]) -> None:
             say(str(report))
     finally:
         store.close()
+
+
+def _verify_audit(store: Store, since: str | None) -> None:
+    from tastemaker.store.audit import AuditLog, Head
+
+    verdict = AuditLog(store).verify(since=None if since is None else Head.parse(since))
+    if not verdict.ok:
+        raise StoreError(f"The audit log does not hold: {verdict.problem}; the {verdict.rows} rows before it are good.")
+    print(f"{verdict.rows} rows checked, each as it was written; the last is {verdict.head or 'none yet'}")
 
 
 def _required(options: Any, *names: str) -> tuple[Any, ...]:

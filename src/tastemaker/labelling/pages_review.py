@@ -1,0 +1,163 @@
+"""The pages on which people's answers are judged: the screening of new raters, and items on which raters disagree."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Annotated
+
+from fastapi import APIRouter
+from starlette.datastructures import FormData
+from starlette.responses import Response
+
+from tastemaker.errors import StoreError, TastemakerError
+from tastemaker.labelling.figures import Line, line
+from tastemaker.labelling.forms import Asked, Field, Fields, answer_in, at, known_study, plain, whole
+from tastemaker.labelling.web import Link, Page, not_found, require
+from tastemaker.store.lead import StudyOverview
+from tastemaker.store.screening import CutOffs, Result
+from tastemaker.store.tasks import FLAGS, LIKERT_POINTS
+
+LEADS = ("lead", "admin")
+ADJUDICATORS = ("adjudicator", "lead", "admin")
+
+routes = APIRouter()
+LINKS: Sequence[Link] = (
+    Link(
+        path="/screening",
+        label="Screening",
+        roles=frozenset(LEADS),
+        about="What new raters' tests came to, demonstrations to grade, and who may work.",
+    ),
+    Link(
+        path="/adjudication",
+        label="Adjudication",
+        roles=frozenset(ADJUDICATORS),
+        about="Items on which raters disagree, and the answer that counts in the end.",
+    ),
+)
+
+LeadPage = Annotated[Page, require(*LEADS)]
+AdjudicatorPage = Annotated[Page, require(*ADJUDICATORS)]
+
+
+# --- screening ------------------------------------------------------------------------------------------------------
+
+
+@routes.get("/screening")
+def screening(page: LeadPage) -> Response:
+    return _screening(page)
+
+
+@routes.post("/screening/decide")
+def decide(page: LeadPage, rater: Field = "", reason: Field = "", passed: Field = "") -> Response:
+    if rater not in {result.rater for result in page.services.screening.results()}:
+        not_found()
+    try:
+        if passed not in ("yes", "no"):
+            raise StoreError("It was not said whether the rater may work; choose one of the two.")
+        page.services.screening.decide(rater, passed=passed == "yes", reason=reason, actor=page.actor)
+    except TastemakerError as refusal:
+        return _screening(page, status=422, rater=rater, reason=reason, problem=str(refusal))
+    return page.redirect("/screening", said=f"{rater} {'may work now' if passed == 'yes' else 'may not work'}.")
+
+
+@routes.post("/screening/grade")
+def grade(page: LeadPage, answer: Field = "", score: Field = "") -> Response:
+    try:
+        which = whole(answer, "answer", least=1, most=2**31 - 1)
+        if not score:
+            raise StoreError("No grade was chosen; choose one from 1 to 7.")
+        page.services.screening.grade(which, whole(score, "grade", least=1, most=LIKERT_POINTS), actor=page.actor)
+    except TastemakerError as refusal:
+        return _screening(page, status=422, grade_problem=str(refusal))
+    return page.redirect("/screening#grading", said="The grade is kept.")
+
+
+def _screening(
+    page: Page,
+    *,
+    status: int = 200,
+    rater: str = "",
+    reason: str = "",
+    problem: str = "",
+    grade_problem: str = "",
+) -> Response:
+    results = page.services.screening.results()
+    return page.render(
+        "lead/screening.html",
+        status=status,
+        results=[(result, _parts(result)) for result in results],
+        cut_offs=CutOffs(),
+        to_grade=page.services.screening.to_grade(),
+        rater=rater,
+        reason=reason,
+        problem=problem,
+        grade_problem=grade_problem,
+    )
+
+
+def _parts(result: Result) -> list[Line]:
+    cut_offs = CutOffs()
+    return [
+        line("Flags as known", result.flags, mark=None if cut_offs.flags is None else 100 * cut_offs.flags),
+        line("Rankings as known", result.rankings, mark=None if cut_offs.rankings is None else 100 * cut_offs.rankings),
+        line("Mean grade of demonstrations", result.demonstrations, "grade"),
+    ]
+
+
+# --- adjudication ---------------------------------------------------------------------------------------------------
+
+
+@routes.get("/adjudication")
+def adjudication(page: AdjudicatorPage, study: Asked = "") -> Response:
+    names = [one.name for one in page.services.lead.studies() if _has_disputes(one)]
+    if study and study not in names:
+        not_found()
+    found = study or (names[0] if len(names) == 1 else "")
+    disputed = page.services.adjudication.disputed(found) if found else []
+    return page.render("lead/adjudication.html", studies=names, study=found, disputed=disputed)
+
+
+@routes.get("/adjudication/item")
+def case(page: AdjudicatorPage, study: Asked = "", item: Asked = "") -> Response:
+    return _case(page, study, item, {})
+
+
+@routes.post("/adjudication/item")
+def adjudicate(page: AdjudicatorPage, fields: Fields) -> Response:
+    study, item, reason = (plain(fields, name) for name in ("study", "item", "reason"))
+    found = known_study(page, study)
+    if not _has_disputes(found):
+        not_found()
+    try:
+        number = whole(item, "item", least=1, most=2**31 - 1)
+        asked = page.services.adjudication.case(found.name, number)
+        answer = answer_in(asked.kind, [output.letter for output in asked.outputs], fields)
+        page.services.adjudication.adjudicate(found.name, number, answer, reason=reason, actor=page.actor)
+    except TastemakerError as refusal:
+        return _case(page, study, item, fields, problem=str(refusal))
+    return page.redirect(at("/adjudication", study=study), said=f"Item {asked.number} is settled.")
+
+
+def _has_disputes(study: StudyOverview) -> bool:
+    return study.kind != "demonstration" and not study.screening
+
+
+def _case(page: Page, study: str, item: str, typed: FormData | Mapping[str, str], *, problem: str = "") -> Response:
+    found = known_study(page, study)
+    if not _has_disputes(found):
+        not_found()
+    try:
+        asked = page.services.adjudication.case(found.name, whole(item, "item", least=1, most=2**31 - 1))
+    except StoreError:
+        not_found()
+    return page.render(
+        "lead/case.html",
+        status=422 if problem else 200,
+        case=asked,
+        typed=typed,
+        problem=problem,
+        flags=FLAGS,
+        points=LIKERT_POINTS,
+        may_unblind=page.account.roles & set(LEADS),
+    )
