@@ -17,7 +17,9 @@ import typing
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, Literal, Union, get_args, get_origin
+from typing import Any, Literal, Union, get_args, get_origin
+
+import tyro
 
 from tastemaker.cli import COMMANDS, EPILOGUE
 from tastemaker.commands import people, training, whole
@@ -35,6 +37,7 @@ OPTIONS = {
     "evaluate": whole._EvaluateOptions,
     "report": whole._ReportOptions,
 }
+POSITIONAL = get_args(tyro.conf.Positional[int])[1]
 MADE = "<!-- made by scripts/make-docs; change the docstrings and run it again -->"
 
 
@@ -173,8 +176,8 @@ def configuration() -> str:
         "### tastemaker run",
         "",
         "`tastemaker run RECIPE --out DIR` runs a recipe; finished stages are skipped while their inputs stay, and",
-        "interrupted ones continue. `--fields` lists every field of the recipe with its value; each can be set on the",
-        "command line by its path, such as `--seed 1` or `--policy.ppo-ptx.kl-coef 0.05`.",
+        "interrupted ones continue. Every field of the recipe can be set on the command line by its path, such as",
+        "`--seed 1` or `--policy.ppo-ptx.kl-coef 0.05`. `--fields` prints the recipe with all of them, as a recipe.",
         "",
     ]
     for name, options in OPTIONS.items():
@@ -183,8 +186,28 @@ def configuration() -> str:
         lines += table([dataclasses.replace(row, name=option_name(options, row.name)) for row in rows])
         own = typing.get_type_hints(options).get("config")
         if own is not None:
+            own = own.__base__ if own.__name__.startswith("_") else own  # the config as the command line takes it
             lines += [f"And every field of {describe(own)}, such as `--{option_of(own)}`.", ""]
-    lines += ["## Sections of a recipe", ""]
+    lines += [
+        "## Like that one, but",
+        "",
+        "A variant (a named table of `sft`, `reward`, `policy` or `evaluation.contestants`) may take the settings of",
+        "another of the same section and say only what is different:",
+        "",
+        "```toml",
+        "[policy.strict]",
+        'like = "ppo-ptx"',
+        "kl_coef = 0.4",
+        "```",
+        "",
+        "Tables inside, such as `optimizer`, are merged key by key; lists are replaced whole. The other may be like a",
+        "third, and may come later in the file. What it sets cannot be taken away: let the fuller of two be like the",
+        "plainer. All this is resolved when the file is read: `OUT/recipe.json` has every variant whole, and an option",
+        "on the command line changes the variant that it names and none that is like it.",
+        "",
+        "## Sections of a recipe",
+        "",
+    ]
     for cls in configs(Recipe):
         lines += [f"### {cls.__name__}", "", *(inspect.getdoc(cls) or "").splitlines(), "", *table(entries(cls))]
     return "\n".join(lines).rstrip() + "\n"
@@ -192,8 +215,8 @@ def configuration() -> str:
 
 def option_name(options: type, field: str) -> str:
     """`--field-name`, or FIELD where it is given by its place."""
-    is_positional = get_origin(typing.get_type_hints(options, include_extras=True)[field]) is Annotated
-    return field.upper() if is_positional else f"--{field.replace('_', '-')}"
+    marks = getattr(typing.get_type_hints(options, include_extras=True)[field], "__metadata__", ())
+    return field.upper() if POSITIONAL in marks else f"--{field.replace('_', '-')}"
 
 
 def option_of(cls: type) -> str:

@@ -49,8 +49,9 @@ def stage(
     *,
     config: Settings | None = None,
     inputs: dict[str, Path | str] | None = None,
+    keep: str | None = None,
 ) -> StageOutcome:
-    return run_stage(folder, stage="s", config=config or Settings(), inputs=inputs or {}, work=work)
+    return run_stage(folder, stage="s", config=config or Settings(), inputs=inputs or {}, work=work, keep=keep)
 
 
 def contents(folder: Path) -> dict[str, str]:
@@ -174,6 +175,46 @@ def test_the_old_result_goes_when_the_new_one_stands(out: Path) -> None:
     stage(out, writes("two"), config=Settings(rate=0.2))
     assert (out / "result.txt").read_text() == "two"
     assert [path.name for path in out.parent.iterdir()] == ["out"]
+
+
+@pytest.mark.parametrize("interrupted", [False, True])
+def test_a_file_to_keep_outlives_a_changed_setting(out: Path, interrupted: bool) -> None:
+    """What people were asked belongs to their answers, whether the stage had ended or still waits for them."""
+
+    def asks(folder: Path) -> None:
+        (folder / "asked").write_text("first")
+        (folder / "other").write_text("x")
+        if interrupted:
+            raise AnswersMissing(missing=1, task="ranking", address="here")
+
+    if interrupted:
+        with pytest.raises(AnswersMissing):
+            stage(out, asks, keep="asked")
+    else:
+        stage(out, asks, keep="asked")
+
+    def finds(folder: Path) -> None:
+        assert {path.name for path in folder.iterdir()} == {"asked", STARTED}
+        assert (folder / "asked").read_text() == "first"
+
+    stage(out, finds, config=Settings(rate=0.1), keep="asked")
+    assert set(contents(out)) == {"asked", MANIFEST}
+    assert [path.name for path in out.parent.iterdir()] == ["out"]
+
+
+def test_a_kept_file_alone_does_not_keep_the_old_result_from_its_place(out: Path) -> None:
+    def asks(folder: Path) -> None:
+        (folder / "asked").write_text("first")
+        (folder / "result.txt").write_text("one")
+
+    stage(out, asks, keep="asked")
+    before = contents(out)
+    with pytest.raises(DataError):
+        stage(out, fails(DataError("bad")), config=Settings(rate=0.1), keep="asked")
+    assert contents(out) == before
+    with pytest.raises(DataError):  # what it asked is new: it stays
+        stage(out, fails(DataError("bad"), after="x"), config=Settings(rate=0.1), keep="asked")
+    assert set(contents(out)) == {"asked", "partial.txt", STARTED}
 
 
 def test_hashes_leave_out_timings_and_checkpoints(tmp_path: Path) -> None:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import shutil
+import subprocess
+import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -43,6 +45,7 @@ source = "demonstrations.jsonl"
 kind = "ppo"
 init = "baseline"
 reward = "user_rewards:ok"
+decoding = { max_new_tokens = 4 }
 """
 
 
@@ -66,7 +69,7 @@ TIED = RANKING | {"ranking": [[0, 1, 2]]}
 
 CASES = {
     "no such file": Case(command=SFT, says="data.jsonl: there is no such file"),
-    "empty file": Case(command=SFT, says="data.jsonl: no record in it can be used", files={"data.jsonl": ""}),
+    "empty file": Case(command=SFT, says="data.jsonl: is empty", files={"data.jsonl": ""}),
     "not JSON": Case(command=SFT, says="data.jsonl, line 1: invalid JSON", files={"data.jsonl": "{"}),
     "wrong keys": Case(
         command=SFT, says="data.jsonl, line 2", files={"data.jsonl": [DEMONSTRATION, {"question": "a", "answer": "b"}]}
@@ -120,15 +123,70 @@ CASES = {
         says="give the path of a GGUF file",
         files={"data.jsonl": [DEMONSTRATION]},
     ),
+    "a damaged gguf file": Case(
+        command=SFT.replace("MODEL", "./x.gguf"),
+        says="x.gguf cannot be loaded as a GGUF file of a causal language model",
+        files={"data.jsonl": [DEMONSTRATION], "x.gguf": b"GGUF"},
+    ),
+    "a reward model from a gguf file": Case(
+        command=REWARD.replace("MODEL", "./x.gguf"),
+        says="./x.gguf is a GGUF file, which can be read as a policy only; give a model folder",
+        files={"data.jsonl": [RANKING], "x.gguf": b"GGUF"},
+    ),
+    "prompts too long for the value function": Case(
+        command=PPO.replace("user_rewards:ok", "NARROW"),
+        says="whose context is 7 tokens, but a prompt with its response may take 9; give a reward model with",
+        files={"data.jsonl": [PROMPT]},
+    ),
     "a reward model that is none": Case(
-        command=PPO.replace("user_rewards:ok", "MODEL"), says="a reward model has one", files={"data.jsonl": [PROMPT]}
+        command=PPO.replace("user_rewards:ok", "MODEL"),
+        says="is a language model (LlamaForCausalLM), not a reward model; are two options swapped",
+        files={"data.jsonl": [PROMPT]},
+    ),
+    "a reward model as a language model": Case(
+        command=SFT.replace("MODEL", "NARROW"),
+        says="is a reward model (GPT2ForSequenceClassification), not a language model",
+        files={"data.jsonl": [DEMONSTRATION]},
+    ),
+    "the folder of a stage in place of its model": Case(
+        command=REWARD.replace("MODEL", "HOME"),
+        says="is not a model folder: it has no config.json; HOME/model is one",
+        files={"data.jsonl": [RANKING]},
     ),
     "learning rate NaN": Case(command=f"{SFT} --optimizer.learning-rate nan", says="learning_rate is nan"),
     "learning rate negative": Case(command=f"{SFT} --optimizer.learning-rate -1", says="learning_rate is -1.0"),
+    "checkpoints every 0 steps": Case(command=f"{SFT} --checkpoint-every 0", says="checkpoint_every is 0"),
+    "models kept every 0 iterations": Case(command=f"{PPO} --keep-every 0", says="keep_every is 0"),
+    "a KL target of 0": Case(
+        command=f"{PPO} adaptive-kl:adaptive-kl --adaptive-kl.target 0", says="target is 0.0; it must be above 0"
+    ),
+    "pieces of no token": Case(command=f"{SFT} --max-text-tokens 0", says="max_text_tokens is 0"),
+    "betas that diverge": Case(command=f"{SFT} --optimizer.betas 2 2", says="betas is (2.0, 2.0)"),
+    "no gradient let through": Case(command=f"{SFT} --optimizer.max-grad-norm 0", says="max_grad_norm is 0.0"),
+    "no thread": Case(command=f"{SFT} --threads 0", says="threads is 0; it must be at least 1"),
+    "a reward model that reads nothing": Case(command=f"{REWARD} --max-tokens 0", says="max_tokens is 0"),
+    "a reward model that reads less": Case(command=f"{REWARD} --max-tokens -5", says="max_tokens is -5"),
+    "a seed of twenty digits": Case(
+        command=f"{REWARD} --seed 99999999999999999999", says="it must be from 0 to 4294967295"
+    ),
+    "folds below none": Case(
+        command=f"{REWARD} --cross-validation-folds -2", says="cross_validation_folds is -2; it must be at least 0"
+    ),
+    "dropout of everything": Case(
+        command=f"{SFT} --residual-dropout 1.5", says="residual_dropout is 1.5; it must be at least 0 and below 1"
+    ),
+    "micro-batches of nothing": Case(command=f"{SFT} --microbatch-tokens 0", says="microbatch_tokens is 0"),
+    "warm-up before the start": Case(command=f"{SFT} --optimizer.warmup-steps -5", says="warmup_steps is -5"),
+    "iterations before the start": Case(command=f"{PPO} --warmup-iterations -3", says="warmup_iterations is -3"),
+    "adapters of rank 0": Case(command=f"{PPO} --lora.rank 0 --seed 3", says="rank is 0"),
     "no epochs": Case(command=f"{SFT} --epochs 0", says="epochs is 0"),
     "a word for a number": Case(command=f"{SFT} --epochs many", says="--epochs"),
     "unknown option": Case(command=f"{SFT} --epoch 3", says="--epoch"),
     "missing options": Case(command="sft --epochs 3", says="Required: --model, --data, --out"),
+    "a required option misspelt": Case(
+        command=SFT.replace("--model", "--modle"), says="Unknown: --modle. Did you mean --model? Required: --model."
+    ),
+    "an option of a section misspelt": Case(command=f"{PPO} --lora.rnk 4", says="Did you mean --lora.rank?"),
     "unknown variant of a loss": Case(command=f"{DPO} --variant hinge", says="'hinge'"),
     "unknown treatment of truncated responses": Case(command=f"{PPO} --truncated drop", says="'drop'"),
     "greedy rollouts": Case(command=f"{PPO} --decoding.greedy", says="policy gradients need sampled responses"),
@@ -145,7 +203,7 @@ CASES = {
     ),
     "reward function raises": Case(
         command=PPO.replace(":ok", ":raises"),
-        says="user_rewards:raises failed with ZeroDivisionError: division by zero",
+        says="user_rewards:raises failed with ZeroDivisionError: division by zero (HERE/user_rewards.py, line 5)",
         files={"data.jsonl": [PROMPT]},
     ),
     "reward function returns too few": Case(
@@ -180,7 +238,21 @@ CASES = {
         files={"data.jsonl": [DEMONSTRATION], "out/thesis.txt": "precious"},
     ),
     "out is a file": Case(
-        command=SFT, says="out holds something", files={"data.jsonl": [DEMONSTRATION], "out": "precious"}
+        command=SFT, says="out is a file; give a new", files={"data.jsonl": [DEMONSTRATION], "out": "precious"}
+    ),
+    "out in a place where nothing can be written": Case(
+        command=SFT.replace("--out out", "--out /proc/nowhere/out"),
+        says="error: /proc/nowhere: No such file or directory.",
+        files={"data.jsonl": [DEMONSTRATION]},
+    ),
+    "out above what is read": Case(
+        command=SFT.replace("data.jsonl", "out/data.jsonl"),
+        says="--data out/data.jsonl lies inside --out out; give another --out",
+        files={"out/data.jsonl": [DEMONSTRATION], "out/manifest.json": '{"stage": "sft"}'},
+    ),
+    "names and folders that are no pairs": Case(
+        command="evaluate --policies a MODEL b --data data.jsonl --judge user_rewards:ok --out out",
+        says="--policies takes names and folders in pairs: new PATH old PATH; 3 were given.",
     ),
     "one policy to compare": Case(
         command="evaluate --policies a MODEL --data data.jsonl --judge user_rewards:ok --out out",
@@ -199,6 +271,14 @@ CASES = {
     ),
     "unknown reward variant": Case(
         command=RUN, says="'main' is no reward variant", files={"r.toml": RECIPE.replace("user_rewards:ok", "main")}
+    ),
+    "a choice among epochs that are not kept": Case(
+        command=RUN,
+        says="selection: baseline: its epochs are chosen among, but sft.baseline.keep_epochs is 'last'",
+        files={
+            "r.toml": RECIPE.replace("[sft.baseline]", "[sft.baseline]\nkeep_epochs = 'last'")
+            + "[selection]\nbaseline = 'main'\n[reward.main]\n[comparisons]\nsources = ['sft/baseline']\n"
+        },
     ),
     "unknown kind of policy": Case(
         command=RUN,
@@ -241,7 +321,8 @@ CASES = {
 
 @pytest.fixture(scope="module")
 def models(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    """A model, one without an end token, and one whose tokenizer has more words than it has embeddings."""
+    """A model, one without an end token, one whose tokenizer has more words than it has embeddings, a reward model
+    whose context is 7 tokens, and a stage's folder with a model in it."""
     home = tmp_path_factory.mktemp("models")
     good = save_model(home / "good", max_position_embeddings=64)
     endless = home / "endless"
@@ -250,7 +331,16 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     del settings["eos_token"]
     (endless / "tokenizer_config.json").write_text(json.dumps(settings))
     mismatched = save_model(home / "mismatched", vocabulary=50)
-    return {"MODEL": good, "ENDLESS": endless, "MISMATCHED": mismatched}
+    narrow, short = home / "narrow", save_model(home / "short", "gpt2", n_positions=7)
+    save_reward_model(narrow, new_reward_model(str(short), seed=0))
+    shutil.copytree(good, home / "stage/model")
+    return {
+        "MODEL": good,
+        "ENDLESS": endless,
+        "MISMATCHED": mismatched,
+        "NARROW": narrow,
+        "HOME": home / "stage",
+    }
 
 
 @pytest.fixture
@@ -289,7 +379,7 @@ def test_bad_input_is_refused_in_one_sentence(
     case = CASES[name]
 
     def fill(text: str) -> str:
-        for word, path in models.items():
+        for word, path in {**models, "HERE": workplace}.items():
             text = text.replace(word, str(path))
         return text
 
@@ -302,7 +392,7 @@ def test_bad_input_is_refused_in_one_sentence(
     assert len(errors) == 1, said
     assert said.splitlines()[-1] == errors[0]
     assert "Traceback" not in said
-    assert case.says in errors[0]
+    assert fill(case.says) in errors[0]
     after = {
         name: content for name, content in everything(workplace).items() if not name.startswith(case.written or "//")
     }
@@ -326,7 +416,24 @@ def test_a_failed_command_leaves_an_earlier_result_alone(
     command = ["sft", "--model", str(models["MODEL"]), "--data", "data.jsonl", "--out", "out", "--epochs", "1"]
     assert main(command) == 0
     before = everything(workplace)
-    assert main([*command, "--pretraining-mix", "0.5"]) == 2
+    assert main([*command, "--replace", "--pretraining-mix", "0.5"]) == 2
     assert everything(workplace) == before
     assert main(command) == 0
     assert "out is up to date" in capsys.readouterr().err
+
+
+def test_a_full_disk_is_told_in_one_sentence(models: dict[str, Path], workplace: Path) -> None:
+    """No file may grow beyond 20 kB, so the first model cannot be written; the signal is what a disk would not send."""
+    (workplace / "data.jsonl").write_text(json.dumps(DEMONSTRATION) + "\n")
+    code = """if True:
+        import resource, signal, sys
+        signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, 20_000))
+        from tastemaker.cli import main
+        sys.exit(main(sys.argv[1:]))
+    """
+    command = ["sft", "--model", str(models["MODEL"]), "--data", "data.jsonl", "--out", "out", "--epochs", "1"]
+    done = subprocess.run([sys.executable, "-c", code, *command], capture_output=True, text=True)
+    assert done.returncode == 2
+    assert done.stderr.startswith("error: out/model cannot be written: ")
+    assert len(done.stderr.splitlines()) == 1

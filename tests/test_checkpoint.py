@@ -16,6 +16,7 @@ from torch import Tensor
 from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer
 
 from tastemaker.checkpoint import (
+    has_residual_dropout,
     load_policy,
     load_reward_model,
     load_state,
@@ -84,10 +85,10 @@ def test_only_residual_dropout_is_ever_on(residual: float, expected: float, tmp_
         assert share == (expected if "resid" in name or "mlp" in name else 0.0), name
 
 
-def test_dropout_that_an_architecture_lacks_is_reported(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    with caplog.at_level("INFO", logger="tastemaker.checkpoint"):
-        load_policy(str(save_model(tmp_path)), residual_dropout=0.2)
-    assert "llama has no residual dropout" in caplog.text
+def test_who_has_a_residual_dropout(tmp_path: Path) -> None:
+    assert has_residual_dropout(str(save_model(tmp_path / "with", "gpt2")))
+    assert not has_residual_dropout(str(save_model(tmp_path / "without", "llama")))
+    load_policy(str(tmp_path / "without"), residual_dropout=0.2)
 
 
 @pytest.mark.parametrize(
@@ -112,11 +113,12 @@ def _written(path: Path) -> Path:
 def test_weights_the_library_would_invent_are_refused(tmp_path: Path) -> None:
     reward = new_reward_model(str(save_model(tmp_path / "base", tie_word_embeddings=False)), seed=0)
     save_reward_model(tmp_path / "reward", reward)
+    for name in ("reward", "base"):  # neither says what it was saved as
+        config = json.loads((tmp_path / name / "config.json").read_text()) | {"architectures": None}
+        config |= {"id2label": {"0": "LABEL_0"}, "label2id": {"LABEL_0": 0}}  # what num_labels = 1 looks like
+        (tmp_path / name / "config.json").write_text(json.dumps(config))
     with pytest.raises(ModelError, match="not a causal language model: it has no weights for lm_head"):
         load_policy(str(tmp_path / "reward"))
-    config = json.loads((tmp_path / "base" / "config.json").read_text())
-    config |= {"id2label": {"0": "LABEL_0"}, "label2id": {"LABEL_0": 0}}  # what num_labels = 1 looks like
-    (tmp_path / "base" / "config.json").write_text(json.dumps(config))
     with pytest.raises(ModelError, match="not a reward model: it has no weights for score"):
         load_reward_model(str(tmp_path / "base"))
 
@@ -260,8 +262,15 @@ def test_models_without_a_scalar_head_are_refused(architecture: str, has_head: b
 
 
 def test_a_language_model_is_no_reward_model(tmp_path: Path) -> None:
-    with pytest.raises(ModelError, match="has 2 labels; a reward model has one"):
+    with pytest.raises(ModelError, match=r"is a language model \(LlamaForCausalLM\), not a reward model"):
         load_reward_model(str(save_model(tmp_path)))
+
+
+def test_a_reward_model_has_one_label(tmp_path: Path) -> None:
+    config = json.loads((save_model(tmp_path) / "config.json").read_text())
+    (tmp_path / "config.json").write_text(json.dumps(config | {"architectures": ["LlamaForSequenceClassification"]}))
+    with pytest.raises(ModelError, match="has 2 labels; a reward model has one"):
+        load_reward_model(str(tmp_path))
 
 
 # --- states and folders ----------------------------------------------------------------------------------------------

@@ -60,6 +60,24 @@ def test_every_command_has_help(command: str, capsys: pytest.CaptureFixture[str]
     assert f"usage: tastemaker {command}" in capsys.readouterr().out
 
 
+@pytest.mark.parametrize(
+    ("command", "without", "has"),
+    [
+        ("reward", "--init", "--model"),
+        ("ppo", "--kind", "--init"),
+        ("dpo", "--kind", "--init"),
+        ("report", "PATH", "OUT"),
+    ],
+)
+def test_help_shows_what_a_command_needs_and_no_more(
+    command: str, without: str, has: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main([command, "--help"]) == 0
+    said = capsys.readouterr().out
+    assert has in said
+    assert without not in said
+
+
 def test_the_program_is_installed_and_exits_with_the_code() -> None:
     done = subprocess.run([sys.executable, "-m", "tastemaker.cli", "stf"], capture_output=True, text=True)
     assert done.returncode == 2
@@ -110,7 +128,9 @@ def test_the_stages_alone_one_after_another(
         out = command[command.index("--out") + 1]
         assert read_manifest(tmp_path / out) is not None
         assert main(command) == 0
-        assert f"{out} is up to date" in capsys.readouterr().err
+        said = capsys.readouterr().err
+        assert f"{out} is up to date" in said
+        assert command[0] in ("prompts", "evaluate") or said.endswith(f"; {out}/model\n")
     assert len(read_metrics(tmp_path / "sft" / "metrics.jsonl")) == 2 * 3
     assert results(tmp_path / "rm")["demonstrations_centred"] == 10
     assert "ptx_loss" in read_metrics(tmp_path / "ppo" / "metrics.jsonl")[-1]
@@ -121,9 +141,64 @@ def test_the_stages_alone_one_after_another(
     assert rows[0]["scores"].keys() == {"ppo", "sft", "dpo"}
     for row in rows:
         assert row["scores"]["sft"] == row["responses"]["sft"].split().count("w7")
+    assert results(tmp_path / "ev")["judge"] == {"name": "user_judge:likes_w7", "kind": "function"}
+    assert main(["report", "ev"]) == 0
+    page = (tmp_path / "ev" / "report.html").read_text(encoding="utf-8")
+    assert "<h1>The function user_judge:likes_w7 " in page
+    assert page.count('<details class="example"') == 12
+    assert main(command) == 0
+    assert "ev is up to date" in capsys.readouterr().err, "a report of it is no change to an evaluation"
 
 
-def test_a_changed_model_folder_makes_the_next_stage_run_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_policies_are_compared_in_the_order_they_are_given_in_whatever_they_are_called(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "order_judge.py").write_text("def long(prompts, responses, records):\n    return map(len, responses)\n")
+    for seed in range(3):
+        save_model(tmp_path / f"m{seed}", seed=seed)
+    prompts = write(tmp_path / "p.jsonl", [{"prompt": f"w{n}"} for n in range(3, 8)])
+    rest = ["--data", prompts, "--judge", "order_judge:long", "--out", "ev", "--decoding.max-new-tokens", "3"]
+
+    def first_over_second(*policies: str) -> tuple[str, str, float]:
+        assert main(["evaluate", "--policies", *policies, *rest, "--replace"]) == 0
+        (row,) = results(tmp_path / "ev")["comparisons"]
+        return row["a"], row["b"], row["win_rate"]
+
+    a, b, share = first_over_second("data", "m0", "seed", "m1")
+    assert (a, b) == ("data", "seed")
+    for _ in range(2):
+        a, b, turned = first_over_second("seed", "m1", "data", "m0")
+        assert (a, b) == ("seed", "data")
+        assert turned == pytest.approx(1 - share)
+    assert "ev is up to date" in capsys.readouterr().err
+    before = (tmp_path / "ev/responses.jsonl").read_bytes()
+    first_over_second("seed", "m2", "data", "m0")
+    assert (tmp_path / "ev/responses.jsonl").read_bytes() != before, "another model under the same name"
+
+
+def test_records_with_personal_data_are_not_trained_on_unless_they_are_to_be(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    save_model(tmp_path / "base")
+    shown = write(
+        tmp_path / "d.jsonl",
+        [{"prompt": "w3", "completion": "w4"}, {"prompt": "w5", "completion": "write to ann@farm.example"}],
+    )
+    command = ["sft", "--model", "base", "--data", shown, "--out", "sft", "--epochs", "1", "--batch-size", "1"]
+    assert main(command) == 0
+    said = capsys.readouterr().err
+    assert f"1 of the 2 records of {shown} hold personal data or secrets and are left out" in said
+    assert len(read_metrics(tmp_path / "sft" / "metrics.jsonl")) == 1
+    assert main([*command, "--keep-personal-data", "--replace"]) == 0
+    assert "personal data" not in capsys.readouterr().err
+    assert len(read_metrics(tmp_path / "sft" / "metrics.jsonl")) == 2
+
+
+def test_a_changed_model_folder_makes_the_next_stage_run_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     monkeypatch.chdir(tmp_path)
     shown = write(tmp_path / "d.jsonl", [{"prompt": "w3", "completion": "w4"}])
     save_model(tmp_path / "base")
@@ -131,7 +206,10 @@ def test_a_changed_model_folder_makes_the_next_stage_run_again(tmp_path: Path, m
     assert main(command) == 0
     first = (tmp_path / "sft/model/model.safetensors").read_bytes()
     save_model(tmp_path / "base", seed=1)
-    assert main(command) == 0
+    assert main(command) == 2
+    assert "sft holds the result of other settings: another --model." in capsys.readouterr().err
+    assert (tmp_path / "sft/model/model.safetensors").read_bytes() == first
+    assert main([*command, "--replace"]) == 0
     assert (tmp_path / "sft/model/model.safetensors").read_bytes() != first
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import datetime
 import decimal
+import errno
 import gzip
 import json
 import os
@@ -142,8 +143,8 @@ ROW = '{"prompt": "P", "responses": ["a", "b", "c"], "ranking": %s}'
 CHAT = '{"messages": [%s]}'
 USER = '{"role": "user", "content": "Hi"}'
 REFUSED: dict[str, tuple[str, str | bytes, Reader, str]] = {
-    "empty file": ("a.jsonl", "", read_prompts, r"a\.jsonl: no record .*0 rows read"),
-    "only blank lines": ("a.jsonl", "\n \n", read_prompts, "0 rows"),
+    "empty file": ("a.jsonl", "", read_prompts, r"a\.jsonl: is empty"),
+    "only blank lines": ("a.jsonl", "\n \n", read_prompts, "is empty"),
     "invalid JSON": ("a.jsonl", GOOD + '{"prompt": "x"', read_prompts, r"line 2: invalid JSON: .* column 15"),
     "not an object": ("a.jsonl", GOOD + "[1]", read_prompts, "line 2: expected a JSON object, found list"),
     "NaN": ("a.jsonl", '{"prompt": "x", "p": NaN}', read_prompts, "line 1: .*NaN is no JSON"),
@@ -168,7 +169,7 @@ REFUSED: dict[str, tuple[str, str | bytes, Reader, str]] = {
     "object in json": ("a.json", GOOD, read_prompts, r"a\.json: expected an array of objects, found dict"),
     "lines in json": ("a.json", GOOD + GOOD, read_prompts, r"line 2: invalid JSON.*named \.jsonl"),
     "row in json": ("a.json", '[{"prompt": "x"},\n{"prompt": 3}]', read_prompts, "row 2: 'prompt' is 3"),
-    "empty json": ("a.json", "[]", read_prompts, "0 rows"),
+    "empty json": ("a.json", "[]", read_prompts, "is empty"),
     "long csv row": ("a.csv", "prompt\nx\ny,z\n", read_prompts, "line 3: expected 1 fields"),
     "csv row after lines": ("a.csv", 'prompt\n"x\ny\nz"\na,b\n', read_prompts, "line 5: expected 1 fields"),
     "short csv row": ("a.csv", "id,prompt\n1\n", read_prompts, "line 2: expected 2 fields"),
@@ -221,7 +222,7 @@ REFUSED: dict[str, tuple[str, str | bytes, Reader, str]] = {
         "a.jsonl",
         GOOD + '{"prompt": " "}',
         read_prompts,
-        "line 2: a user turn is blank. 1 row of 2 cannot",
+        "line 2: the prompt is blank. 1 row of 2 cannot",
     ),
     "split": ("a.jsonl", '{"prompt": "x", "split": "dev"}', read_prompts, "line 1: 'split' is 'dev'"),
     "user last": ("a.jsonl", CHAT % USER, read_demonstrations, "ends in a turn by user"),
@@ -292,8 +293,31 @@ def test_malformed_rows_are_never_skipped(tmp_path: Path) -> None:
 
 
 def test_a_file_without_any_usable_row_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(DataError, match="no record in it can be used"):
+    with pytest.raises(DataError, match=r"no record in it can be used \(1 row read; line 1: the prompt is blank\)\."):
         read_prompts(write(tmp_path, "a.jsonl", '{"prompt": ""}'), skipped=[])
+
+
+@pytest.mark.parametrize("name", ["a.jsonl", "a.json", "a.csv", "a.txt"])
+def test_an_empty_file_is_called_so(tmp_path: Path, name: str) -> None:
+    with pytest.raises(DataError, match="is empty"):
+        read_prompts(write(tmp_path, name, "\n"), skipped=[])
+
+
+@pytest.mark.parametrize("text", ['[{"prompt": "x"}]', '[\n{"prompt": "x"}\n]'])
+def test_an_array_is_told_where_it_belongs(tmp_path: Path, text: str) -> None:
+    with pytest.raises(DataError, match=r"line 1: .*A JSON array belongs in a file named \.json\."):
+        read_prompts(write(tmp_path, "a.jsonl", text))
+    assert len(read_prompts(write(tmp_path, "a.json", text))) == 1
+
+
+def test_other_separators_and_misspelt_keys_are_told(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match="The fields are separated by ';'; use commas"):
+        read_rankings(write(tmp_path, "a.csv", "prompt;chosen;rejected\na;b;c\n"))
+    with pytest.raises(DataError, match="Did you mean 'completion' by 'completions'"):
+        read_demonstrations(write(tmp_path, "a.jsonl", '{"prompt": "x", "completions": "y"}'))
+    with pytest.raises(DataError) as unlike:
+        read_demonstrations(write(tmp_path, "a.jsonl", '{"prompt": "x", "author": "ann"}'))
+    assert "Did you mean" not in str(unlike.value)
 
 
 # --- the way round --------------------------------------------------------------------------------------------------
@@ -449,3 +473,11 @@ def test_real_files() -> None:
     assert len(read_demonstrations(folder / "self-instruct-seed_tasks.jsonl")) == 175
     assert len(read_prompts(folder / "self-instruct-user_oriented_instructions.jsonl")) == 252
     assert len(read_prompts(folder / "xstest_prompts.csv")) == 450
+
+
+@pytest.mark.parametrize("number", [errno.ENOSPC, errno.EIO])
+def test_an_error_of_the_disk_names_the_file(tmp_path: Path, number: int) -> None:
+    with pytest.raises(OSError, match=r"a\.json") as failed, atomic_write(tmp_path / "a.json"):
+        raise OSError(number, "the system says no more")
+    assert failed.value.filename == str(tmp_path / "a.json")
+    assert list(tmp_path.iterdir()) == []

@@ -15,12 +15,13 @@ import tastemaker
 PACKAGE = Path(tastemaker.__file__).parent
 # From the ground up; a module may import those of its own layer (no cycles) and of the layers below.
 LAYERS = (
-    "errors records shapes files config metrics artefacts console functions",
-    "intervals statistics agreement store raters panel tinyworld tokenizer library_text sources",
-    "losses packing attention model shared_value lora checkpoint parallel",
+    "errors ranges records shapes files config metrics artefacts console functions kept",
+    "intervals statistics agreement personal_data store raters panel tinyworld tokenizer library_text sources halves",
+    "losses clipping packing attention model shared_value lora checkpoint parallel",
     "generation training corpus scoring responses",
     "stages",
-    "recipe preflight round round_evaluation pipeline report labelling evaluation_alone",
+    "recipe preflight inputs round round_comparisons round_evaluation evaluation_sampling pipeline report labelling "
+    "evaluation_alone",
     "commands cli",
 )
 LAYER = {name: number for number, layer in enumerate(LAYERS) for name in layer.split()}
@@ -101,6 +102,13 @@ def test_stages_never_import_one_another() -> None:
             assert others == set(), f"{name} imports {others}"
 
 
+def test_the_labelling_application_is_a_face_of_the_store() -> None:
+    for name in modules():
+        if name.startswith("labelling"):
+            assert {used for used in imports(name) if LAYER[top(used)] > 1 and top(used) != "labelling"} == set()
+            assert "sqlalchemy" not in ast.dump(modules()[name]), f"{name} knows SQL"
+
+
 def test_losses_import_nothing_of_ours() -> None:
     assert imports("losses") == set()
 
@@ -126,7 +134,8 @@ def test_the_lower_layers_start_without_torch() -> None:
 
 
 def test_labelling_commands_and_reports_start_without_torch() -> None:
-    loaded = loaded_by("import tastemaker.commands.people, tastemaker.report, tastemaker.stages.prompts")
+    modules = "tastemaker.commands.people, tastemaker.labelling.serve, tastemaker.report, tastemaker.stages.prompts"
+    loaded = loaded_by(f"import {modules}")
     assert loaded & {"torch", "transformers"} == set()
 
 

@@ -121,6 +121,11 @@ def test_a_second_run_has_nothing_to_do(smoke: Path, random_base: Path) -> None:
     assert skipped(smoke) == dict.fromkeys(STAGES, True)
     assert weights(smoke) == before
     assert measured(smoke) == found
+    # What it cost is what the stages took when they ran, and not the moment that finding them up to date took.
+    results = json.loads((smoke / "results.json").read_text())
+    manifests = [manifest for stage in STAGES if (manifest := read_manifest(smoke / "round-1" / stage)) is not None]
+    assert results["seconds"] == pytest.approx(sum(one["seconds"] for one in manifests), abs=0.051)
+    assert results["peak_memory_mb"] == max(one["peak_memory_mb"] for one in manifests)
 
 
 def test_a_changed_field_runs_again_what_depends_on_it(smoke: Path, random_base: Path, tmp_path: Path) -> None:
@@ -141,6 +146,25 @@ def test_two_runs_of_one_seed_are_the_same_bytes(smoke: Path, random_base: Path,
     assert weights(tmp_path / "out") == weights(smoke)
     assert measured(tmp_path / "out") == measured(smoke)
     assert len(weights(smoke)) >= 9
+
+
+def test_control_the_base_in_place_of_the_policy(smoke: Path, random_base: Path, tmp_path: Path) -> None:
+    """What the policy's win, its alignment tax and its true worth are measured by shows nothing where nothing is."""
+    out = tmp_path / "out"
+    shutil.copytree(smoke, out)
+    swap = ["--evaluation.contestants.ppo-ptx.model", "base", "--evaluation.contestants.ppo-ptx.stop-texts", "q:"]
+    assert main(smoke_command(random_base, out, *swap)) == 0
+    assert {name for name, up_to_date in skipped(out).items() if not up_to_date} == {"7-evaluation"}
+    results = measured(out)
+    (claim,) = results["claims"]
+    assert not claim["holds"]
+    found = {check["description"].partition(",")[0]: check for check in claim["checks"]}
+    assert found["text loss difference"]["value"] == 0
+    assert not any(found[name]["holds"] for name in ("win rate", "text loss difference", "gold difference"))
+    (greedy,) = (
+        row for row in results["comparisons"] if (row["a"], row["b"], row["decoding"]) == ("ppo-ptx", "base", "greedy")
+    )
+    assert greedy["win_rate"] == 0.5, "they say the same"
 
 
 # --- people ---------------------------------------------------------------------------------------------------------

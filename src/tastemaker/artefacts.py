@@ -6,11 +6,13 @@ skipped, one that was interrupted is resumed, and anything else is begun anew. H
 order; timings are left out of what is compared.
 
 A result that a stage replaces is set aside until the new one is finished. If something that was given turns out to be
-wrong before anything was written, the folder is left as it was found.
+wrong before anything was written, the folder is left as it was found. A stage may name one file to `keep`: it is
+handed on to whatever task comes next in the folder, because people's answers belong to it.
 """
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import platform
@@ -28,12 +30,12 @@ from typing import Any
 from tastemaker import __version__
 from tastemaker.config import to_json
 from tastemaker.errors import DataError, TastemakerError
-from tastemaker.files import write_json
+from tastemaker.files import atomic_write, write_json
 
 MANIFEST = "manifest.json"
 STARTED = "started.json"
 CHECKPOINT = "checkpoint"
-VOLATILE = (MANIFEST, STARTED, "metrics.jsonl")  # hold timings, or are the record itself
+VOLATILE = (MANIFEST, STARTED, "metrics.jsonl", "report.html")  # hold timings, or are the record itself or made of it
 LIBRARIES = ("torch", "transformers", "tokenizers", "numpy", "scipy", "safetensors", "sqlalchemy")
 
 
@@ -47,23 +49,30 @@ class StageOutcome:
 
 
 def run_stage(
-    folder: Path, *, stage: str, config: Any, inputs: Mapping[str, Path | str], work: Callable[[Path], None]
+    folder: Path,
+    *,
+    stage: str,
+    config: Any,
+    inputs: Mapping[str, Path | str],
+    work: Callable[[Path], None],
+    keep: str | None = None,
 ) -> StageOutcome:
     """Run `work(folder)` unless the folder already holds its result for this config and these inputs.
 
     `inputs` names files or folders, hashed by content, or plain strings, taken as they are. `work` keeps what it needs
-    to resume under `folder/checkpoint`, which is removed at the end.
+    to resume under `folder/checkpoint`, which is removed at the end. `keep` is a file in the folder that stays when the
+    config or an input changes.
     """
     task = {"stage": stage, "config": to_json(config), "inputs": _hash_inputs(inputs)}
     done = read_manifest(folder)
     if done is not None and _same_task(done, task) and _outputs_stand(folder, done):
         return StageOutcome(folder, skipped=True, seconds=float(done["seconds"]))
-    before = _seconds_spent(folder, task)
+    before = _seconds_spent(folder, task, keep)
     began = time.monotonic()
     try:
         work(folder)
     except TastemakerError:
-        _put_back(folder)
+        _put_back(folder, keep)
         raise
     finally:
         seconds = before + time.monotonic() - began
@@ -155,31 +164,50 @@ def _outputs_stand(folder: Path, done: Mapping[str, Any]) -> bool:
     return bool(hash_tree(folder) == done.get("outputs"))
 
 
-def _seconds_spent(folder: Path, task: Mapping[str, Any]) -> float:
+def _seconds_spent(folder: Path, task: Mapping[str, Any], keep: str | None) -> float:
     """Prepare the folder: keep it if the same task was interrupted there, else empty it. Seconds already spent."""
-    started = folder / STARTED
+    started, earlier = folder / STARTED, dict[str, Any]()
     if started.exists():
-        try:
+        with contextlib.suppress(json.JSONDecodeError):
             earlier = json.loads(started.read_text(encoding="utf-8"))
-        except json.JSONDecodeError:
-            earlier = {}
         if _same_task(earlier, task):
             for partial in folder.rglob(".*.partial"):  # what a kill left of a file being written
                 partial.unlink()
-            return float(earlier.get("seconds", 0.0))
-    if started.exists():  # another task was interrupted here
-        shutil.rmtree(folder)
+        else:  # another task was interrupted here; its mark goes last, so that a kill here leaves it to be seen
+            earlier = {}
+            _clear(folder, but=(STARTED, keep))
     elif folder.exists() and any(folder.iterdir()):
         shutil.rmtree(_aside(folder), ignore_errors=True)
         folder.rename(_aside(folder))
-    folder.mkdir(parents=True, exist_ok=True)
-    write_json(started, dict(task))
-    return 0.0
+    if not earlier:
+        folder.mkdir(parents=True, exist_ok=True)
+        write_json(started, dict(task))
+    if keep is not None and (_aside(folder) / keep).exists() and not (folder / keep).exists():
+        with atomic_write(folder / keep, binary=True) as file:
+            file.write((_aside(folder) / keep).read_bytes())
+    return float(earlier.get("seconds", 0.0))
 
 
-def _put_back(folder: Path) -> None:
+def _clear(folder: Path, *, but: tuple[str | None, ...]) -> None:
+    for path in folder.iterdir():
+        if path.name in but:
+            continue
+        if path.is_dir():
+            shutil.rmtree(path)
+        else:
+            path.unlink()
+
+
+def _put_back(folder: Path, keep: str | None) -> None:
     """Leave the folder as it was before the stage began, if the stage has written nothing yet."""
-    if any(path.name != STARTED and path.is_file() and path.stat().st_size for path in folder.rglob("*")):
+
+    def is_new(path: Path) -> bool:
+        if not path.is_file() or not path.stat().st_size or path.name == STARTED:
+            return False
+        earlier = _aside(folder) / path.relative_to(folder)
+        return path.name != keep or not earlier.exists() or _hash_file(earlier) != _hash_file(path)
+
+    if any(is_new(path) for path in folder.rglob("*")):
         return
     shutil.rmtree(folder)
     if _aside(folder).exists():

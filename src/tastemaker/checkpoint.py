@@ -10,30 +10,33 @@ the same token as we do.
 
 from __future__ import annotations
 
-import logging
 import os
 import shutil
+import struct
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from torch import Tensor, nn
 
 from tastemaker.errors import ModelError
 from tastemaker.files import atomic_write, sync_folder
 from tastemaker.lora import merged_state
-from tastemaker.model import LanguageModel, RewardModel
+from tastemaker.model import LanguageModel, RewardModel, context_length
 from tastemaker.tokenizer import Tokenizer, load_tokenizer, wrap_tokenizer
-
-log = logging.getLogger(__name__)
 
 # Config fields that hold the dropout of a residual stream, by the library's families of models.
 RESIDUAL_DROPOUT_FIELDS = ("resid_pdrop", "residual_dropout", "hidden_dropout", "dropout", "resid_dropout")
 # Every other dropout is off: in RL any dropout breaks "ratio 1 at the first minibatch" (pitfall 18).
 OTHER_DROPOUT_FIELDS = ("attn_pdrop", "embd_pdrop", "attention_dropout", "activation_dropout", "classifier_dropout")
+# How the library calls the classes of a model that writes, and of one that scores.
+LANGUAGE_MODELS, CLASSIFIERS = ("ForCausalLM", "LMHeadModel"), ("ForSequenceClassification",)
+GGUF_MODEL = "a GGUF file of a causal language model"
 PACKAGE_SCHEME = "package:"
 
 
@@ -60,6 +63,40 @@ def model_source(source: str) -> Path | str:
     return Path(place) if Path(place).exists() else source
 
 
+@dataclass(frozen=True, slots=True)
+class Reader:
+    """How a model reads text: enough to tell what fits into it, without its weights."""
+
+    tokenizer: Tokenizer
+    context: int
+
+
+def load_reader(source: str) -> Reader:
+    """Load the tokenizer and the context of a model that `load_policy` loads."""
+    from transformers import AutoTokenizer
+
+    place = resolve_source(source)
+    if not place.endswith(".gguf"):
+        _check_folder(place)
+        return Reader(load_tokenizer(place), context_length(_load_config(place, 0.0)))
+    path = Path(place)
+    _check_gguf(path)
+    config = _load_gguf_config(path)
+    with _quiet_library(), _as_model_error(place, GGUF_MODEL):
+        tokenizer = AutoTokenizer.from_pretrained(str(path.parent), gguf_file=path.name)
+    return Reader(wrap_tokenizer(tokenizer, source=place), context_length(config))
+
+
+def has_residual_dropout(source: str) -> bool:
+    """Whether a model that `load_policy` loads has a residual dropout to set."""
+    place = resolve_source(source)
+    if not place.endswith(".gguf"):
+        _check_folder(place)
+        return bool(_residual_dropouts(_load_config(place, 0.0)))
+    _check_gguf(Path(place))
+    return bool(_residual_dropouts(_load_gguf_config(Path(place))))
+
+
 def load_policy(source: str, *, stop_texts: Sequence[str] = (), residual_dropout: float = 0.0) -> LanguageModel:
     """Load a causal language model and its tokenizer in fp32 from a folder, a `.gguf` file, `package:...` or the hub.
 
@@ -77,6 +114,9 @@ def load_policy(source: str, *, stop_texts: Sequence[str] = (), residual_dropout
     _check_folder(place)
     tokenizer = load_tokenizer(place, stop_texts=stop_texts)
     config = _load_config(place, residual_dropout)
+    classifier = _architecture(config, CLASSIFIERS)
+    if classifier:
+        raise ModelError(f"{place} is a reward model ({classifier}), not a language model.")
     library = _load_whole(AutoModelForCausalLM, place, config, "a causal language model")
     _check_vocabulary(library, tokenizer, place)
     return LanguageModel(library.eval(), tokenizer)
@@ -123,6 +163,12 @@ def load_reward_model(source: str) -> RewardModel:
     place = resolve_source(source)
     _check_folder(place)
     config = _load_config(place, 0.0)
+    language_model = _architecture(config, LANGUAGE_MODELS)
+    if language_model:
+        raise ModelError(
+            f"{place} is a language model ({language_model}), not a reward model; are two options swapped, such as "
+            "--init and --reward?"
+        )
     if config.num_labels != 1:
         raise ModelError(f"{place} has {config.num_labels} labels; a reward model has one (num_labels=1).")
     library = _load_whole(AutoModelForSequenceClassification, place, config, "a reward model")
@@ -176,7 +222,10 @@ def written_whole(folder: Path) -> Iterator[Path]:
 def _save_library(folder: Path, library: Any, tokenizer: Tokenizer, weights: Mapping[str, Tensor]) -> None:
     state = merged_state(library, weights)
     with written_whole(folder) as aside, _quiet_library():
-        library.save_pretrained(str(aside), state_dict=state)
+        try:
+            library.save_pretrained(str(aside), state_dict=state)
+        except SafetensorError as error:  # what a full disk is to the library
+            raise OSError(f"{folder} cannot be written: {error}") from error
         tokenizer.save(aside)
 
 
@@ -184,14 +233,9 @@ def _load_gguf(path: Path, stop_texts: Sequence[str], residual_dropout: float) -
     """Load a GGUF file, dequantised, as an ordinary model (the library refuses to save one that it loaded so)."""
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
-    if not path.exists():
-        raise ModelError(f"{path} does not exist; give the path of a GGUF file.")
-    try:
-        import gguf  # noqa: F401
-    except ModuleNotFoundError as error:
-        raise ModelError(f"reading {path} needs the gguf package: pip install 'tastemaker[gguf]'.") from error
+    _check_gguf(path)
     options = {"gguf_file": path.name}
-    with _quiet_library(), _as_model_error(str(path), "a GGUF file of a causal language model"):
+    with _quiet_library(), _as_model_error(str(path), GGUF_MODEL):
         tokenizer = AutoTokenizer.from_pretrained(str(path.parent), **options)
         loaded = AutoModelForCausalLM.from_pretrained(str(path.parent), dtype=torch.float32, **options)
     config = loaded.config
@@ -204,6 +248,22 @@ def _load_gguf(path: Path, stop_texts: Sequence[str], residual_dropout: float) -
     wrapped = wrap_tokenizer(tokenizer, source=str(path), stop_texts=stop_texts)
     _check_vocabulary(library, wrapped, str(path))
     return LanguageModel(library.eval(), wrapped)
+
+
+def _load_gguf_config(path: Path) -> Any:
+    from transformers import AutoConfig
+
+    with _quiet_library(), _as_model_error(str(path), GGUF_MODEL):
+        return AutoConfig.from_pretrained(str(path.parent), gguf_file=path.name)
+
+
+def _check_gguf(path: Path) -> None:
+    if not path.exists():
+        raise ModelError(f"{path} does not exist; give the path of a GGUF file.")
+    try:
+        import gguf  # noqa: F401
+    except ModuleNotFoundError as error:
+        raise ModelError(f"reading {path} needs the gguf package: pip install 'tastemaker[gguf]'.") from error
 
 
 def _load_whole(auto_class: Any, place: str, config: Any, what: str, *, new: Sequence[str] = ()) -> Any:
@@ -235,19 +295,33 @@ def _set_dropouts(config: Any, residual: float) -> None:
     for name in OTHER_DROPOUT_FIELDS:
         if getattr(text, name, None):
             setattr(text, name, 0.0)
-    found = [name for name in RESIDUAL_DROPOUT_FIELDS if hasattr(text, name)]
-    for name in found:
+    for name in _residual_dropouts(config):
         setattr(text, name, residual)
-    if residual and not found:
-        log.info("%s has no residual dropout; residual_dropout = %s has no effect", config.model_type, residual)
+
+
+def _residual_dropouts(config: Any) -> list[str]:
+    text = config.get_text_config()
+    return [name for name in RESIDUAL_DROPOUT_FIELDS if hasattr(text, name)]
+
+
+def _architecture(config: Any, endings: tuple[str, ...]) -> str | None:
+    """The class that the model was saved as, if its name ends so."""
+    return next((name for name in config.architectures or () if name.endswith(endings)), None)
 
 
 def _check_folder(place: str) -> None:
     path = Path(place)
+    if path.is_file() and path.suffix == ".gguf":
+        raise ModelError(
+            f"{place} is a GGUF file, which can be read as a policy only; give a model folder here. `tastemaker sft` "
+            "writes one from a GGUF file."
+        )
     if path.is_file():
         raise ModelError(f"{place} is a file; give a model folder, a .gguf file or the name of a model on the hub.")
     if path.is_dir() and not (path / "config.json").exists():
-        raise ModelError(f"{place} is not a model folder: it has no config.json.")
+        inside = path / "model"
+        hint = f"; {inside} is one" if (inside / "config.json").exists() else ""
+        raise ModelError(f"{place} is not a model folder: it has no config.json{hint}.")
     if not path.exists() and (place.startswith((".", "/", "~")) or place.count("/") != 1):
         raise ModelError(
             f"{place} does not exist; give a model folder, a .gguf file or the name of a model on the hub."
@@ -286,7 +360,7 @@ def _set_pad_outside_text(library: Any, tokenizer: Tokenizer) -> None:
 def _as_model_error(place: str, what: str) -> Iterator[None]:
     try:
         yield
-    except (OSError, ValueError, KeyError, RuntimeError, TypeError, AttributeError) as error:
+    except (OSError, ValueError, KeyError, RuntimeError, TypeError, AttributeError, struct.error) as error:
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise ModelError(f"{place} cannot be loaded as {what}: {reason}") from error
 

@@ -1,4 +1,8 @@
-"""The command line: one command a step. Nothing heavy is imported before a command is chosen, so --help is instant."""
+"""The command line: one command a step. Nothing heavy is imported before a command is chosen, so --help is instant.
+
+The help of a command that trains takes seconds: its options are the config of a stage, which lies beside the code that
+it configures, and that imports torch.
+"""
 
 from __future__ import annotations
 
@@ -20,7 +24,7 @@ COMMANDS = {
     "ppo": ("optimise a policy for a reward model or a Python function (PPO, PPO-ptx)", "training"),
     "dpo": ("optimise a policy on rankings directly (DPO, IPO)", "training"),
     "evaluate": ("compare policies on prompts, judged by a reward model", "whole"),
-    "label": ("see what people have to answer, hand out tasks, take answers in", "people"),
+    "label": ("let people answer in the browser; see what is missing, hand out tasks, take answers in", "people"),
     "report": ("write report.html for a run", "whole"),
 }
 EPILOGUE = """\
@@ -73,6 +77,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except BrokenPipeError:  # whoever read our output has seen enough, as `| head` does
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
+    except OSError as error:  # a folder that cannot be written, a full disk
+        place = f"{error.filename}: " if error.filename else ""
+        print(f"error: {place}{error.strerror or error}.", file=sys.stderr)
+        return 2
     except KeyboardInterrupt:
         print("interrupted; the same command continues where it stopped", file=sys.stderr)
         return 130

@@ -2,7 +2,8 @@
 
 The dataclasses live beside the code that they configure. An unknown key is an error that names the nearest known one; a
 value of the wrong type says what was given and what is allowed. Where a field may be one of several dataclasses, each
-has a field `kind` with a single allowed value, and that value chooses.
+has a field `kind` with a single allowed value, and that value chooses. Where tables have names, one may say that it is
+like another, and then only what is different: that is resolved here, on the mappings, and no config knows of it.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ from typing import Any, Literal, TypeVar, Union, get_args, get_origin
 from tastemaker.errors import ConfigError
 
 Config = TypeVar("Config")
+LIKE = "like"
 
 
 def load_recipe(path: Path, recipe: type[Config]) -> Config:
@@ -43,6 +45,18 @@ def from_mapping(cls: type[Config], data: Any, *, where: str) -> Config:
     return value
 
 
+def resolve_likes(tables: Mapping[str, Any], *, where: str) -> dict[str, Any]:
+    """Named tables, where `like = "OTHER"` in one of them means: the settings of OTHER, and over them its own.
+
+    Tables inside are merged key by key; everything else, lists too, is replaced whole. OTHER may be like a third, and
+    may come later in the file. A setting of OTHER cannot be taken away: the fuller of two is like the plainer.
+
+    Raises:
+        ConfigError: `like` names no other table, or leads back to where it came from.
+    """
+    return {name: _resolved(name, tables, where) for name in tables}
+
+
 def to_json(value: Any) -> Any:
     """A config as plain JSON values, every field written out."""
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
@@ -61,6 +75,46 @@ def nearest(name: str, known: typing.Iterable[str]) -> str:
     return f"Did you mean {close[0]!r}?" if close else f"Known: {', '.join(choices)}."
 
 
+def _resolved(name: str, tables: Mapping[str, Any], where: str) -> Any:
+    if not isinstance(tables[name], Mapping):
+        return tables[name]
+    chain = [name]
+    while LIKE in tables[chain[-1]]:
+        other = _other(chain[-1], tables, where)
+        if other in chain:
+            circle = " is like ".join(map(repr, [*chain[chain.index(other) :], other]))
+            raise ConfigError(f"{where}: {circle}, a circle; one of them must do without {LIKE!r}.")
+        chain.append(other)
+    resolved: dict[str, Any] = {}
+    for link in reversed(chain):
+        resolved = _merged(resolved, {key: value for key, value in tables[link].items() if key != LIKE})
+    return resolved
+
+
+def _other(name: str, tables: Mapping[str, Any], where: str) -> str:
+    """The table that the one called `name` is like."""
+    other = tables[name][LIKE]
+    others = [known for known, table in tables.items() if known != name and isinstance(table, Mapping)]
+    if other != name and other not in others:
+        hint = nearest(str(other), others) if others else "There is no other."
+        raise ConfigError(f"{where}: {name}: {LIKE}: {other!r} was given; it must name another of these tables. {hint}")
+    return str(other)
+
+
+def _merged(original: Mapping[str, Any], own: Mapping[str, Any]) -> dict[str, Any]:
+    merged = dict(original)
+    spelled = {_field_name(key): key for key in original}  # kl-coef in one table is kl_coef in the other
+    for key, value in own.items():
+        key = spelled.get(_field_name(key), key)
+        inside = isinstance(value, Mapping) and isinstance(merged.get(key), Mapping)
+        merged[key] = _merged(merged[key], value) if inside else value
+    return merged
+
+
+def _field_name(key: object) -> str:
+    return str(key).replace("-", "_")
+
+
 def _convert(kind: Any, value: Any, where: str) -> Any:
     origin = get_origin(kind)
     if dataclasses.is_dataclass(kind) and isinstance(kind, type):
@@ -74,6 +128,8 @@ def _convert(kind: Any, value: Any, where: str) -> Any:
     if origin in (dict, Mapping) or (isinstance(origin, type) and issubclass(origin, Mapping)):
         if not isinstance(value, Mapping):
             raise _wrong(where, value, "a table")
+        if _is_config(get_args(kind)[1]):
+            value = resolve_likes(value, where=where)
         return {str(key): _convert(get_args(kind)[1], item, f"{where}: {key}") for key, item in value.items()}
     if origin is tuple:
         return _convert_tuple(get_args(kind), value, where)
@@ -85,7 +141,7 @@ def _convert_dataclass(cls: type, value: Any, where: str) -> Any:
         raise _wrong(where, value, "a table with the fields of " + cls.__name__)
     hints = typing.get_type_hints(cls)
     fields = {field.name: field for field in dataclasses.fields(cls)}
-    given = {str(key).replace("-", "_"): item for key, item in value.items()}
+    given = {_field_name(key): item for key, item in value.items()}
     for key in given:
         if key not in fields:
             raise ConfigError(f"{where}: unknown key {key!r}. {nearest(key, fields)}")
@@ -100,6 +156,10 @@ def _convert_dataclass(cls: type, value: Any, where: str) -> Any:
         return cls(**{key: _convert(hints[key], item, f"{where}: {key}") for key, item in given.items()})
     except ConfigError as error:
         raise error if str(error).startswith(where) else ConfigError(f"{where}: {error}") from error
+
+
+def _is_config(kind: Any) -> bool:
+    return any(dataclasses.is_dataclass(option) for option in (kind, *get_args(kind)))
 
 
 def _convert_union(choices: tuple[Any, ...], value: Any, where: str) -> Any:

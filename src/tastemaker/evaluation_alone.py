@@ -41,7 +41,8 @@ def evaluate_alone(
     """Write `results.json` and `responses.jsonl`, and print the table."""
     device = parallel.prepare(threads)
     scorer: Scorer
-    if is_function_path(judge):
+    is_function = is_function_path(judge)
+    if is_function:
         scorer = FunctionScorer(load_function(judge), name=judge)
     else:
         scorer = ModelScorer(load_reward_model(judge).to(device), budget=decoding.batch_tokens)
@@ -62,12 +63,19 @@ def evaluate_alone(
     }
     first, *others = policies
     comparisons = [_compare(first, other, sampled, scores, keys, judge, decoding) for other in others]
-    write_json(folder / "results.json", {"comparisons": comparisons, "models": models})
+    named = {"name": judge, "kind": "function" if is_function else "reward model"}
+    results = {"seed": seed, "judge": named, "comparisons": comparisons, "models": models}
+    write_json(folder / "results.json", results)
     with atomic_write(folder / "responses.jsonl") as file:
         for place, prompt in enumerate(prompts):
             texts = {name: one.responses[place].text for name, one in sampled.items()}
             marks = {name: scores[name][place] for name in policies}
-            row = {"prompt": [message.to_json() for message in prompt.messages], "responses": texts, "scores": marks}
+            row = {
+                "prompt": [message.to_json() for message in prompt.messages],
+                "category": prompt.about.category,
+                "responses": texts,
+                "scores": marks,
+            }
             file.write(json.dumps(row, ensure_ascii=False) + "\n")
     _print(comparisons, models)
 

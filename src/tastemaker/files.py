@@ -30,7 +30,7 @@ from tastemaker import shapes
 from tastemaker.errors import DataError
 from tastemaker.records import Demonstration, Prompt, Ranking, Text
 
-Record = TypeVar("Record", Prompt, Demonstration, Ranking, Text)
+Read = TypeVar("Read")
 
 DATASET_NAME = re.compile(r"[\w.-]+(/[\w.-]+)?(:[\w.-]+){0,2}")
 SURROGATE_ESCAPE = re.compile(r"\\u[dD][89a-fA-F]")
@@ -87,6 +87,11 @@ def read_texts(source: str | Path, *, skipped: list[Skipped] | None = None) -> l
     return _read(source, shapes.texts_in, skipped)
 
 
+def read_rows(source: str | Path, rows_in: Callable[[shapes.Row], list[Read]]) -> list[Read]:
+    """What `rows_in` makes of each row of a source, whole or refused whole: a DataError of a row gets its place."""
+    return _read(source, rows_in, None)
+
+
 def describe_skipped(skipped: list[Skipped], *, source: str | Path) -> str:
     """One sentence for people: how many rows were left out, and where the first of them are."""
     first = "; ".join(f"{one.place}: {one.reason.rstrip('.')}" for one in skipped[:3])
@@ -94,15 +99,16 @@ def describe_skipped(skipped: list[Skipped], *, source: str | Path) -> str:
 
 
 def _read(
-    source: str | Path, records_in: Callable[[shapes.Row], list[Record]], skipped: list[Skipped] | None
-) -> list[Record]:
-    records: list[Record] = []
+    source: str | Path, records_in: Callable[[shapes.Row], list[Read]], skipped: list[Skipped] | None
+) -> list[Read]:
+    records: list[Read] = []
     unusable: list[tuple[_Place, str]] = []
     count = 0
     for place, row in _rows(source):
         count += 1
         if not isinstance(row, dict):
-            raise place.error(f"expected a JSON object, found {type(row).__name__}.")
+            hint = " A JSON array belongs in a file named .json." if isinstance(row, list) else ""
+            raise place.error(f"expected a JSON object, found {type(row).__name__}.{hint}")
         try:
             records += records_in(row)
         except shapes.Unusable as error:
@@ -115,8 +121,11 @@ def _read(
             f"{reason} {_rows_counted(len(unusable))} of {count} cannot be used; repair or remove them, or set "
             "skip_unusable to leave them out and have them counted."
         )
+    if not records and not count:
+        raise DataError("is empty; it holds no row.", path=source)
     if not records:
-        raise DataError(f"no record in it can be used ({_rows_counted(count)} read).", path=source)
+        why = f"; {unusable[0][0]}: {unusable[0][1].rstrip('.')}" if unusable else ""
+        raise DataError(f"no record in it can be used ({_rows_counted(count)} read{why}).", path=source)
     if skipped is not None:
         skipped += [Skipped(place=str(place), reason=reason) for place, reason in unusable]
     return records
@@ -181,6 +190,8 @@ def _lines(path: Path) -> Iterator[tuple[int, str]]:
 def _rows_of_jsonl(path: Path) -> _Rows:
     for number, line in _lines(path):
         place = _Place(source=str(path), number=number, unit="line")
+        if line.strip() == "[":
+            raise place.error("an array begins here. A JSON array belongs in a file named .json.")
         if line.strip():
             yield place, _parse_json(line.rstrip("\r\n"), place)
 
@@ -365,7 +376,9 @@ def _written_aside(path: Path, binary: bool) -> Iterator[IO[str] | IO[bytes]]:
             file.flush()
             os.fsync(file.fileno())
         aside.replace(path)
-    except BaseException:
+    except BaseException as error:
+        if isinstance(error, OSError) and error.filename is None:  # a full disk, of which the system says no more
+            error.filename = str(path)
         aside.unlink(missing_ok=True)
         raise
     sync_folder(path.parent)

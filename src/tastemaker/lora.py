@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from tastemaker.errors import ModelError
+from tastemaker.ranges import check_range
 
 ADAPTER = "default"
 
@@ -30,6 +31,9 @@ class LoraConfig:
     """Updates are scaled by alpha / rank."""
     targets: tuple[str, ...] | None = None
     """Names of the layers that get adapters (none: peft's choice)."""
+
+    def __post_init__(self) -> None:
+        check_range(self, "rank", "alpha", least=1)
 
 
 def add_adapters(library: Any, config: LoraConfig, *, seed: int) -> None:

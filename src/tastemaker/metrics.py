@@ -36,7 +36,10 @@ METRICS: Mapping[str, Metric] = {
     "heldout_text_loss": Metric("nats/token", "loss on held-out pretraining text; its rise is the alignment tax"),
     "ptx_loss": Metric("nats/token", "loss on the pretraining text mixed in, before gamma"),
     # reward model
-    "accuracy": Metric("share", "pairs whose better response scores higher, ties aside"),
+    "accuracy": Metric(
+        "share",
+        "pairs whose better response scores higher, ties aside; in DPO equal scores, up to rounding, are half",
+    ),
     "validation_accuracy": Metric("share", "the same on held-out prompts"),
     "score_gap": Metric("1", "mean score of the better minus the worse response of a pair"),
     # RL
@@ -50,7 +53,8 @@ METRICS: Mapping[str, Metric] = {
     "policy_loss": Metric("1", "PPO's clipped surrogate, mean over response tokens"),
     "value_loss": Metric("1", "half the clipped squared error of the value function"),
     "explained_variance": Metric("share", "1 - Var(return - value) / Var(return) before the update"),
-    "clip_fraction": Metric("share", "tokens whose ratio left the clip range"),
+    "clip_fraction": Metric("share", "tokens where the clip took hold: the policy's clipped loss is the larger"),
+    "value_clip_fraction": Metric("share", "tokens where the clip took hold: the value's clipped error is the larger"),
     "approx_kl": Metric("nats/token", "half the mean squared change of log-prob since the rollout"),
     "ratio_mean": Metric("1", "mean of new over old probability"),
     "ratio_max": Metric("1", "largest of new over old probability in the iteration"),

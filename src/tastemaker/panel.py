@@ -6,14 +6,18 @@ With simulated raters the tasks are answered at once.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import TypeVar
 
 from tastemaker.console import progress, say
 from tastemaker.errors import AnswersMissing
 from tastemaker.raters import SimulatedRater, answer_all
 from tastemaker.store import LabelService
 from tastemaker.store.tasks import NewItem, StudyConfig
+
+Answered = TypeVar("Answered")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -29,16 +33,36 @@ class Panel:
         return not self.simulated
 
 
-def collect(service: LabelService, study: StudyConfig, items: Sequence[NewItem], panel: Panel) -> None:
-    """Queue `items` and return once every slot is answered.
+def collect(
+    service: LabelService,
+    study: StudyConfig,
+    items: Sequence[NewItem],
+    panel: Panel,
+    *,
+    read: Callable[[str], list[Answered]],
+    slot: Callable[[Answered], tuple[str, str | None]],
+) -> list[Answered]:
+    """Queue `items` and return their answers, in the order of the items, once every slot of theirs is answered.
+
+    `read` gives all answers of a study, `slot` the key of an answer's item and its rater. A study may hold items that
+    were asked for once and are not wanted now: their answers stay there, and are neither waited for nor returned.
 
     Raises:
         AnswersMissing: people still have to answer.
     """
     service.queue(study, items)
-    missing = service.progress(study.name).missing
+    place = {item.key: number for number, item in enumerate(items)}
+
+    def answers() -> list[Answered]:
+        wanted = [answer for answer in read(study.name) if slot(answer)[0] in place]
+        return sorted(wanted, key=lambda answer: place[slot(answer)[0]])
+
+    found = answers()
+    answered = Counter(key for key, _ in set(map(slot, found)))  # a rating answers for each of its item's outputs
+    unanswered = sum(max(0, study.overlap - answered[key]) for key in place)
+    missing = min(unanswered, service.progress(study.name).missing)  # an item made gold meanwhile waits for nobody
     if not missing:
-        return
+        return found
     if panel.of_people:
         raise AnswersMissing(missing=missing, task=study.kind, address=panel.address)
     service.release_simulated(study.name)
@@ -47,3 +71,4 @@ def collect(service: LabelService, study: StudyConfig, items: Sequence[NewItem],
     with progress(f"{study.kind}s by {panel.group} raters", missing) as ticker:
         answer_all(service, study.name, panel.simulated, progress=lambda count: ticker.advance(count))
     say(f"  {missing} {study.kind} answers from {len(panel.simulated)} simulated raters ({panel.group})")
+    return answers()

@@ -1,8 +1,9 @@
 """A recipe: everything a whole run needs, as one frozen dataclass read from a TOML file.
 
 Each section configures the stage of the same name and is defined beside it. Variants are named tables:
-`[sft.baseline]`, `[reward.main]`, `[policy.ppo-ptx]`. A source of records is a file, a `datasets` name, or a Python
-function `module:function(seed)` that returns records.
+`[sft.baseline]`, `[reward.main]`, `[policy.ppo-ptx]`; one that is `like` another (`config.resolve_likes`) arrives here
+whole. A source of records is a file, a `datasets` name, or a Python function `module:function(seed)` that returns
+records.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ from typing import Literal
 
 from tastemaker.config import nearest
 from tastemaker.errors import ConfigError
+from tastemaker.ranges import check_range, check_seed_and_threads
 from tastemaker.stages.comparisons import ComparisonsConfig
 from tastemaker.stages.demonstrations import DemonstrationsConfig
 from tastemaker.stages.dpo import DpoConfig
@@ -32,8 +34,6 @@ class BaseConfig:
 
     model: str
     """A folder, a `.gguf` file, `package:NAME/PATH`, or a hub name."""
-    stop_texts: tuple[str, ...] = ()
-    """Further tokens that end its responses, such as a forum's mark of the next question."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -48,6 +48,10 @@ class TextConfig:
     """Documents to read (none: all)."""
     held_out_documents: int = 200
     """Held-out documents to read."""
+
+    def __post_init__(self) -> None:
+        check_range(self, "documents", least=1)
+        check_range(self, "held_out_documents", least=0)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -68,6 +72,10 @@ class SimulationConfig:
     """How many others judge."""
     agreement: float = 0.73
     """How often two training raters agree on an untied pair; the raters' noise is set to reach it (paper: 72.6 %)."""
+
+    def __post_init__(self) -> None:
+        check_range(self, "training_raters", "held_out_raters", least=1)
+        check_range(self, "agreement", least=0.5, most=1)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -111,6 +119,7 @@ class Recipe:
 
     def __post_init__(self) -> None:
         """Everything that one section says of another is checked before any work: a run may take days."""
+        check_seed_and_threads(self)
         if self.raters == "simulated" and self.simulation is None:
             raise ConfigError('raters = "simulated" needs a [simulation] section that says who they are.')
         for name in (*self.sft, *self.reward, *self.policy):
@@ -131,6 +140,11 @@ class Recipe:
         for name, judge in self.selection.items():
             _require(name, self.sft, "selection", "SFT")
             _require(judge, self.reward, f"selection: {name}", "reward")
+            if self.sft[name].keep_epochs == "last":
+                raise ConfigError(
+                    f"selection: {name}: its epochs are chosen among, but sft.{name}.keep_epochs is 'last'; set it to "
+                    "'all', the default."
+                )
         if self.comparisons is None:
             needy = [f"reward.{name}" for name in self.reward]
             needy += [f"policy.{name}" for name, policy in self.policy.items() if isinstance(policy, DpoConfig)]
@@ -138,7 +152,13 @@ class Recipe:
                 raise ConfigError(f"{', '.join(needy)} learns from rankings; give a [comparisons] section.")
         else:
             for source in self.comparisons.sources:
-                self._check_model(source, "comparisons: sources")
+                kind, _, variant = source.partition("/")
+                if kind != "sft" or ":" in variant:
+                    raise ConfigError(
+                        f"comparisons: sources: {source!r} cannot respond; name supervised variants, as 'sft/NAME'. A "
+                        "policy is trained after the comparisons, and the base does not end its responses."
+                    )
+                _require(variant, self.sft, "comparisons: sources", "SFT")
 
     def _check_text(self) -> None:
         if self.text is not None:

@@ -11,10 +11,12 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
+from tastemaker.checkpoint import Reader
 from tastemaker.console import say
 from tastemaker.errors import ConfigError, DataError
 from tastemaker.generation import FinishReason, Generator, Rollout, Sampling
 from tastemaker.model import LanguageModel
+from tastemaker.ranges import check_range
 from tastemaker.records import Prompt, Response
 
 
@@ -32,14 +34,16 @@ class DecodingConfig:
     """Tokens of prompt and response that are decoded together."""
 
     def __post_init__(self) -> None:
-        if self.max_new_tokens < 1 or self.batch_tokens < 1:
-            raise ConfigError(
-                f"max_new_tokens is {self.max_new_tokens}, batch_tokens {self.batch_tokens}; both must be at least 1."
-            )
+        check_range(self, "max_new_tokens", "batch_tokens", least=1)
         if not 0 < self.temperature < math.inf:
             raise ConfigError(
                 f"temperature is {self.temperature}; it must be above 0. For the likeliest token set greedy = true."
             )
+
+    @property
+    def law(self) -> dict[str, int | float | bool]:
+        """What shapes a response; how many are decoded together does not."""
+        return {"max_new_tokens": self.max_new_tokens, "temperature": self.temperature, "greedy": self.greedy}
 
     @property
     def name(self) -> str:
@@ -128,13 +132,37 @@ def fitting_prompts(
     prompts: Sequence[Prompt], policy: LanguageModel, max_new_tokens: int
 ) -> tuple[list[Prompt], list[list[int]]]:
     """The prompts that leave room for a whole response in the context, and their ids. The rest is dropped loudly."""
+    reader = Reader(policy.tokenizer, policy.context)
     ids = [policy.tokenizer.prompt_ids(prompt.messages) for prompt in prompts]
-    fits = [index for index, row in enumerate(ids) if len(row) + max_new_tokens <= policy.context]
+    fits = _fitting(ids, reader, new_tokens=max_new_tokens, prefix_tokens=0, what="prompts")
+    return [prompts[index] for index in fits], [ids[index] for index in fits]
+
+
+def leaving_room(
+    prompts: Sequence[Prompt], reader: Reader, *, new_tokens: int, prefix_tokens: int = 0, what: str = "prompts"
+) -> list[Prompt]:
+    """The prompts that leave room for so many tokens of response, and of a prefix, in a context; as loudly."""
+    if not prompts:
+        return []
+    ids = [reader.tokenizer.prompt_ids(prompt.messages) for prompt in prompts]
+    fits = _fitting(ids, reader, new_tokens=new_tokens, prefix_tokens=prefix_tokens, what=what)
+    return [prompts[index] for index in fits]
+
+
+def _fitting(
+    ids: Sequence[Sequence[int]], reader: Reader, *, new_tokens: int, prefix_tokens: int, what: str
+) -> list[int]:
+    """The indices of those that fit."""
+    fits = [index for index, row in enumerate(ids) if prefix_tokens + len(row) + new_tokens <= reader.context]
+    before = f" behind a prefix of {prefix_tokens}" if prefix_tokens else ""
     if not fits:
         raise DataError(
-            f"none of the {len(prompts)} prompts leaves room for {max_new_tokens} new tokens in the model's context of "
-            f"{policy.context}; give shorter prompts or lower max_new_tokens."
+            f"none of the {len(ids)} {what} leaves room for {new_tokens} new tokens{before} in the model's context of "
+            f"{reader.context}; give shorter prompts or lower max_new_tokens."
         )
-    if len(fits) < len(prompts):
-        say(f"{len(prompts) - len(fits)} of {len(prompts)} prompts are too long for the context and left out")
-    return [prompts[index] for index in fits], [ids[index] for index in fits]
+    if len(fits) < len(ids):
+        say(
+            f"  {len(ids) - len(fits)} of {len(ids)} {what} are left out: with {new_tokens} new tokens{before} they do "
+            f"not fit into the model's context of {reader.context}"
+        )
+    return fits

@@ -1,56 +1,39 @@
-"""One round of the pipeline: which stage runs in which folder, on which files, and what it hands on.
+"""One round of the pipeline: which stage runs in which folder, on which inputs, and what it hands on.
 
     OUT/round-1/ 1-prompts  2-demonstrations  3-sft/VARIANT  4-comparisons  5-reward/VARIANT  6-policy/VARIANT
                  7-evaluation
 
-A stage reads files of earlier folders and writes its own; nothing else passes between them. Here the files are named,
-hashed into the stage's manifest, loaded, and handed to the stage's function.
+A stage reads files of earlier folders and writes its own; nothing else passes between them. Each method below first
+declares what its stage reads (`inputs`), which goes into the stage's manifest; its `work` loads that and nothing else.
 """
 
 from __future__ import annotations
 
-import hashlib
-import json
-import time
 from collections.abc import Callable, Mapping
-from dataclasses import replace
 from datetime import UTC, datetime
-from functools import cached_property
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Self, TypeVar
+from typing import Any, Self
 
-from tastemaker import agreement, parallel, sources
-from tastemaker.artefacts import (
-    StageOutcome,
-    hash_path,
-    library_versions,
-    peak_memory_mb,
-    read_json,
-    run_stage,
-)
-from tastemaker.checkpoint import load_policy, load_reward_model, model_source
+from tastemaker import parallel
+from tastemaker.artefacts import StageOutcome, library_versions, read_json, read_manifest, run_stage
+from tastemaker.checkpoint import load_policy
 from tastemaker.config import to_json
 from tastemaker.console import say
-from tastemaker.errors import ConfigError, DataError
-from tastemaker.files import read_demonstrations, read_prompts, read_rankings, read_texts, write_json, write_records
-from tastemaker.functions import load_function
-from tastemaker.intervals import Estimate
+from tastemaker.errors import DataError
+from tastemaker.files import read_demonstrations, read_prompts, write_json, write_records
+from tastemaker.halves import first_turn
+from tastemaker.inputs import Inputs
+from tastemaker.kept import digest
 from tastemaker.model import LanguageModel
-from tastemaker.panel import Panel
-from tastemaker.raters import SimulatedRater, calibrate_noise, noiseless_utilities
 from tastemaker.recipe import Recipe
-from tastemaker.records import Demonstration, Prompt, Ranking, Text, messages_hash, with_about
-from tastemaker.responses import DecodingConfig, sample_responses
-from tastemaker.scoring import FunctionScorer, ModelScorer, Scorer
-from tastemaker.stages import comparisons, demonstrations, dpo, ppo, prompts, reward, sft
-from tastemaker.stages.comparisons import Candidates
+from tastemaker.records import Demonstration, Prompt, with_about
+from tastemaker.responses import DecodingConfig, leaving_room, sample_responses
+from tastemaker.stages import demonstrations, dpo, ppo, prompts, reward, sft
 from tastemaker.stages.demonstrations import TRAINING_GUIDELINE
 from tastemaker.store import LabelService, Store
 
-Record = TypeVar("Record")
-
-CALIBRATION_PROMPTS = 300  # on which the simulated raters' noise is set
+Work = Callable[[Path], None]
 
 
 class Round:
@@ -62,7 +45,6 @@ class Round:
         self.number = number
         self.device = parallel.prepare(recipe.threads)
         self.outcomes: dict[str, StageOutcome] = {}
-        self.began = time.monotonic()
 
     def __enter__(self) -> Self:
         self.out.mkdir(parents=True, exist_ok=True)
@@ -78,16 +60,25 @@ class Round:
     # The seven stages.
 
     def prompts(self) -> None:
-        """Intake, filters and splits; pretraining text is read once here too."""
-        config = self.recipe.prompts
+        """Intake, filters and splits. Prompts that leave no room for a response are left out here, for all stages."""
+        config, inputs = self.recipe.prompts, self.inputs()
+        given = inputs.source("source", config.source, read_prompts, Prompt)
+        new_tokens = max((decoding.max_new_tokens for decoding in self._decodings()), default=0)
+        inputs.setting("new tokens", new_tokens)
+        reader = inputs.reader() if new_tokens else None
+        further = None
+        if config.test_source is not None:
+            further = inputs.source("test_source", config.test_source, read_prompts, Prompt)
 
         def work(folder: Path) -> None:
-            raw = self._read(config.source, read_prompts, Prompt)
-            if config.test_source is not None:
-                further = self._read(config.test_source, read_prompts, Prompt)
-                raw += [with_about(prompt, split="test") for prompt in further]
+            raw = given.load()
+            if further is not None and config.test_source is not None:
+                tested = _categorised(further.load(), config.test_source)
+                raw = _categorised(raw, config.source) + [with_about(prompt, split="test") for prompt in tested]
             if config.first_turn_only:
-                raw = [prompts.first_turn(prompt) for prompt in raw]
+                raw = [first_turn(prompt) for prompt in raw]
+            if reader is not None:
+                raw = leaving_room(raw, reader.load(), new_tokens=new_tokens)
             kept, report = prompts.take_in(raw, config)
             for split in ("train", "validation", "test"):
                 write_records(folder / f"{split}.jsonl", [prompt for prompt in kept if prompt.about.split == split])
@@ -100,155 +91,89 @@ class Round:
                 raise DataError(f"{len(leaked)} test prompts also occur in training or validation: {leaked[:3]}.")
             say(report.summary())
 
-        inputs = {
-            "source": sources.fingerprint(config.source),
-            "test_source": sources.fingerprint(config.test_source),
-            "seed": self.seed,
-        }
         self.run("1-prompts", config, inputs, work)
 
     def demonstrations(self) -> None:
         """Collect demonstrations for training and validation prompts, or read them."""
-        config = self.recipe.demonstrations
-        inputs = {
-            "train": self.file("1-prompts/train.jsonl"),
-            "validation": self.file("1-prompts/validation.jsonl"),
-            "source": sources.fingerprint(config.source),
-            "people": self.people,
-        }
-
-        def work(folder: Path) -> None:
-            if config.source is not None:
-                rows = self._read(config.source, read_demonstrations, Demonstration)
-                held_out = rows[: config.validation or 0]
-                rows = rows[len(held_out) :][: config.train]
-                self._refuse_test_prompts([row.prompt for row in rows], "demonstrations")
-            else:
-                rows, held_out = (
-                    demonstrations.collect_demonstrations(
-                        self.service,
-                        self.split(split)[:count],
-                        self.panel("training"),
-                        study=self.study("demonstrations", split, inputs),
-                    )
-                    for split, count in (("train", config.train), ("validation", config.validation))
-                )
-            write_records(folder / "train.jsonl", rows)
-            write_records(folder / "validation.jsonl", held_out)
-
+        config, inputs = self.recipe.demonstrations, self.inputs()
+        work = self._collect_demonstrations(inputs) if config.source is None else self._read_demonstrations(inputs)
         self.run("2-demonstrations", config, inputs, work)
 
     def sft(self, variant: str) -> None:
         """Fine-tune the base on the demonstrations."""
-        config, base = self.recipe.sft[variant], self.recipe.base
-        inputs: dict[str, Path | str] = {
-            "base": model_source(base.model),
-            "demonstrations": self.file("2-demonstrations/train.jsonl"),
-            "seed": self.seed,
-        }
+        config, inputs = self.recipe.sft[variant], self.inputs()
+        base, seed = inputs.model("base"), inputs.seed()
+        train, validation = inputs.demonstrations("train"), inputs.demonstrations("validation")
+        text = inputs.texts() if config.pretraining_mix else None
 
         def work(folder: Path) -> None:
             sft.train_sft(
                 folder,
                 config=config,
-                base=base.model,
-                demonstrations=read_demonstrations(self.file("2-demonstrations/train.jsonl")),
-                validation=_read_if_any(self.file("2-demonstrations/validation.jsonl"), read_demonstrations),
-                pretraining=self._text if config.pretraining_mix else (),
+                base=base.load(),
+                demonstrations=train.load(),
+                validation=validation.load(),
+                pretraining=() if text is None else text.load(),
                 device=self.device,
-                seed=self.recipe.seed,
+                seed=seed,
             )
 
         self.run(f"3-sft/{variant}", config, inputs, work)
 
     def comparisons(self) -> None:
         """Sample responses and have them ranked: for training, and on validation prompts by both groups of raters."""
-        config = self.recipe.comparisons
-        assert config is not None
-        inputs: dict[str, Path | str] = {
-            "train": self.file("1-prompts/train.jsonl"),
-            "validation": self.file("1-prompts/validation.jsonl"),
-            "source": sources.fingerprint(config.source),
-            "people": self.people,
-            "seed": self.seed,
-        }
-        for source in config.sources:
-            inputs[source] = self.model_folder(source, selected=False)
+        from tastemaker.round_comparisons import compare
 
-        def work(folder: Path) -> None:
-            if config.source is not None:
-                rows = self._read(config.source, read_rankings, Ranking)
-                self._write_ready_rankings(folder, rows)
-            else:
-                self._collect_rankings(folder, inputs)
-
-        self.run("4-comparisons", config, inputs, work)
+        compare(self)
 
     def reward(self, variant: str) -> None:
         """Train a reward model on the rankings."""
-        config = self.recipe.reward[variant]
-        init = self._folder(f"3-sft/{config.init}") / "model"
-        comparisons_folder = self._folder("4-comparisons")
-        names = ["train", "validation", "held-out"]
-        if self.recipe.comparisons is not None and self.recipe.comparisons.source is not None:
-            names.append("test")  # rankings that exist already: those of test prompts measure the accuracy
-        inputs: dict[str, Path | str] = {name: comparisons_folder / f"{name}.jsonl" for name in names}
-        inputs |= {"init": init, "demonstrations": self.file("2-demonstrations/train.jsonl"), "seed": self.seed}
+        config, inputs = self.recipe.reward[variant], self.inputs()
+        init, seed = inputs.model(f"sft/{config.init}", selected=False), inputs.seed()
+        train, validation = inputs.rankings("train"), inputs.rankings("validation")
+        held_out, written = inputs.rankings("held-out"), inputs.demonstrations("train")
+        # Of rankings that exist already, those of test prompts measure the accuracy.
+        exist_already = self.recipe.comparisons is not None and self.recipe.comparisons.source is not None
+        test = inputs.rankings("test") if exist_already else None
 
         def work(folder: Path) -> None:
-            rows = {name: _read_if_any(comparisons_folder / f"{name}.jsonl", read_rankings) for name in names}
+            tested = [] if test is None else test.load()
             reward.train_reward_model(
                 folder,
                 config=config,
-                init=str(init),
-                rankings=rows["train"],
-                validation=rows.get("test") or rows["validation"],
-                held_out_raters=rows["held-out"],
-                demonstrations=read_demonstrations(self.file("2-demonstrations/train.jsonl")),
+                init=init.load(),
+                rankings=train.load(),
+                validation=tested or validation.load(),
+                held_out_raters=held_out.load(),
+                demonstrations=written.load(),
                 device=self.device,
-                seed=self.recipe.seed,
+                seed=seed,
             )
 
         self.run(f"5-reward/{variant}", config, inputs, work)
 
     def select(self, variant: str) -> None:
         """Choose an SFT variant's epoch by reward score on validation prompts."""
-        judge = self.recipe.selection[variant]
-        epochs = self._folder(f"3-sft/{variant}") / "epochs"
-        inputs: dict[str, Path | str] = {
-            "epochs": epochs,
-            "reward": self.model_folder(f"reward/{judge}"),
-            "prompts": self.file("1-prompts/validation.jsonl"),
-            "seed": self.seed,
-        }
+        judge, inputs = self.recipe.selection[variant], self.inputs()
+        epochs, scorer = inputs.epochs(variant), inputs.scorer(judge)
+        held_out, seed = inputs.prompts("validation"), inputs.seed()
         decoding = self._short_decoding()
 
         def work(folder: Path) -> None:
-            scorer, held_out = self.scorer(judge), self.split("validation")
-            scores = {}
-            for place in sorted(path for path in epochs.iterdir() if path.is_dir()):
+            asked, score, scores = held_out.load(), scorer.load(), {}
+            for place in sorted(path for path in epochs.load().iterdir() if path.is_dir()):
                 policy = self.load_model(str(place))
-                groups = sample_responses(
-                    policy, held_out, n=1, decoding=decoding, seed=self.recipe.seed, purpose="selection"
-                )
-                marks = scorer(held_out, [group[0] for group in groups])
+                groups = sample_responses(policy, asked, n=1, decoding=decoding, seed=seed, purpose="selection")
+                marks = score(asked, [group[0] for group in groups])
                 scores[place.name] = sum(marks) / len(marks)
-            sft.select_epoch(folder, scores=scores, epochs=epochs)
+            sft.select_epoch(folder, scores=scores, epochs=epochs.load())
 
-        self.run(f"3-sft/{variant}-selected", {"by": judge}, inputs, work)
+        self.run(f"3-sft/{variant}-selected", {"by": judge, "decoding": to_json(decoding)}, inputs, work)
 
     def policy(self, variant: str) -> None:
         """Optimise a policy for the reward model, or directly on the rankings."""
-        config = self.recipe.policy[variant]
-        init = self._folder(f"3-sft/{config.init}") / "model"
-        inputs: dict[str, Path | str] = {"init": init, "seed": self.seed}
-        if isinstance(config, dpo.DpoConfig):
-            inputs["rankings"] = self.file("4-comparisons/train.jsonl")
-            work = self._dpo_work(config, init)
-        else:
-            inputs["prompts"] = self.file("1-prompts/train.jsonl")
-            inputs["reward"] = self._reward_folder(config.reward) or config.reward
-            work = self._ppo_work(config, init)
+        config, inputs = self.recipe.policy[variant], self.inputs()
+        work = self._dpo(config, inputs) if isinstance(config, dpo.DpoConfig) else self._ppo(config, inputs)
         self.run(f"6-policy/{variant}", config, inputs, work)
 
     def evaluation(self) -> None:
@@ -259,246 +184,151 @@ class Round:
 
     def results(self) -> dict[str, Any]:
         """What `results.json` holds: the evaluation, the stages and their cost, the raters' agreement."""
-        raters = self._folder("4-comparisons") / "raters.json"
-        evaluated = self._folder("7-evaluation") / "results.json"
-        found = read_json(evaluated) if evaluated.exists() else {"comparisons": [], "models": {}, "claims": []}
+        found: dict[str, Any] = {"comparisons": [], "models": {}, "claims": []}
+        if "7-evaluation" in self.outcomes:
+            found = read_json(self.folder / "7-evaluation" / "results.json")
+        raters = self.folder / "4-comparisons" / "raters.json"
         return {
             "recipe": self.recipe.name,
             "seed": self.recipe.seed,
             "finished": datetime.now(UTC).isoformat(timespec="seconds"),
-            "seconds": round(time.monotonic() - self.began, 1),
-            "peak_memory_mb": peak_memory_mb(),
+            **self._cost(),
             "versions": library_versions(),
             **found,
-            "agreement": read_json(raters) if raters.exists() else {},
+            "agreement": read_json(raters) if "4-comparisons" in self.outcomes and raters.exists() else {},
             "stages": [
                 {"name": name, "seconds": round(outcome.seconds, 1), "skipped": outcome.skipped}
                 for name, outcome in self.outcomes.items()
             ],
         }
 
+    def _cost(self) -> dict[str, float]:
+        """Of all stages together; one that was up to date counts with what it took when it ran."""
+        manifests = [manifest for one in self.outcomes.values() if (manifest := read_manifest(one.folder)) is not None]
+        return {
+            "seconds": round(sum(float(manifest["seconds"]) for manifest in manifests), 1),
+            "peak_memory_mb": max((float(manifest["peak_memory_mb"]) for manifest in manifests), default=0.0),
+        }
+
     # What the stages share.
 
-    def run(
-        self, name: str, config: Any, inputs: Mapping[str, Path | str], work: Callable[[Path], None]
-    ) -> StageOutcome:
+    def inputs(self) -> Inputs:
+        """The inputs of a stage, to be declared."""
+        return Inputs(self.recipe, self.folder, self.device)
+
+    def run(self, name: str, config: Any, inputs: Inputs, work: Work, *, keep: str | None = None) -> None:
         say(f"{name}")
-        outcome = run_stage(self.folder / name, stage=name, config=config, inputs=inputs, work=work)
+        outcome = run_stage(self.folder / name, stage=name, config=config, inputs=inputs.known, work=work, keep=keep)
         say(f"  up to date ({outcome.seconds:.0f} s then)" if outcome.skipped else f"  done in {outcome.seconds:.0f} s")
         self.outcomes[name] = outcome
-        return outcome
 
-    @property
-    def seed(self) -> str:
-        return str(self.recipe.seed)
+    def study(self, name: str, shape: Mapping[str, object]) -> str:
+        """A study's name holds a fingerprint of what shapes its questions, so that other questions are another study.
 
-    @property
-    def people(self) -> str:
-        return json.dumps(to_json(self.recipe.simulation)) if self.recipe.raters == "simulated" else "people"
+        How many are asked is no part of it: more of the same join those that were answered.
+        """
+        return f"round-{self.number}/{name}/{digest(dict(shape), size=4)}"
 
-    def _folder(self, name: str) -> Path:
-        return self.folder / name
+    def load_model(self, source: str, stop_texts: tuple[str, ...] = ()) -> LanguageModel:
+        return load_policy(source, stop_texts=stop_texts).to(self.device)
 
-    def file(self, name: str) -> Path:
-        return self.folder / name
+    def refuse_test_prompts(self, used: list[Prompt], test: list[Prompt], what: str) -> None:
+        leaked = prompts.overlap(test, used)
+        if leaked:
+            raise DataError(f"{len(leaked)} test prompts also occur in the {what}, such as {leaked[0]}; remove them.")
 
-    def study(self, stage: str, part: str, inputs: Mapping[str, Path | str]) -> str:
-        """A study's name holds a fingerprint of its inputs: changed inputs ask new questions."""
-        known = {name: hash_path(value) if isinstance(value, Path) else value for name, value in inputs.items()}
-        digest = hashlib.blake2b(json.dumps(known, sort_keys=True).encode(), digest_size=4).hexdigest()
-        return f"round-{self.number}/{stage}/{part}/{digest}"
-
-    def split(self, split: str) -> list[Prompt]:
-        return _read_if_any(self.file(f"1-prompts/{split}.jsonl"), read_prompts)
-
-    @cached_property
-    def _text(self) -> list[Text]:
-        if self.recipe.text is None:
-            raise ConfigError("a pretraining mix needs text; give a [text] section with 'source' and 'held_out'.")
-        rows = self._read(self.recipe.text.source, read_texts, Text)
-        return rows[: self.recipe.text.documents]
-
-    @cached_property
-    def held_out_text(self) -> list[Text]:
-        """Pretraining text that nothing is trained on."""
-        if self.recipe.text is None:
-            return []
-        rows = self._read(self.recipe.text.held_out, read_texts, Text)
-        return rows[: self.recipe.text.held_out_documents]
+    def _decodings(self) -> list[DecodingConfig]:
+        """All ways in which this recipe's stages sample from descendants of its base."""
+        recipe = self.recipe
+        found = [policy.decoding for policy in recipe.policy.values() if isinstance(policy, ppo.PpoConfig)]
+        if recipe.selection or (recipe.comparisons is not None and recipe.comparisons.source is None):
+            found.append(self._short_decoding())
+        return found + list(recipe.evaluation.decodings if recipe.evaluation is not None else ())
 
     def _short_decoding(self) -> DecodingConfig:
         """How responses are sampled where a stage has no setting of its own: as for comparisons."""
         return DecodingConfig() if self.recipe.comparisons is None else self.recipe.comparisons.decoding
 
-    def load_model(self, source: str, stop_texts: tuple[str, ...] = ()) -> LanguageModel:
-        return load_policy(source, stop_texts=stop_texts).to(self.device)
+    # Stages that go one of two ways.
 
-    def model_folder(self, name: str, *, selected: bool = True) -> Path:
-        """The folder of a variant's model: "sft/NAME", "reward/NAME", "policy/NAME", "policy/NAME:ema".
+    def _read_demonstrations(self, inputs: Inputs) -> Work:
+        config = self.recipe.demonstrations
+        assert config.source is not None
+        given = inputs.source("source", config.source, read_demonstrations, Demonstration)
+        test, personal_data = inputs.prompts("test"), inputs.personal_data_filter()
 
-        "policy/NAME:40" is the model kept after iteration 40 (`keep_every`).
-        """
-        kind, _, variant = name.partition("/")
-        variant, _, which = variant.partition(":")
-        places = {"sft": "3-sft", "reward": "5-reward", "policy": "6-policy"}
-        if kind not in places:
-            raise ConfigError(f"{name!r} names no variant; write sft/NAME, reward/NAME or policy/NAME.")
-        if kind == "sft" and selected and variant in self.recipe.selection:
-            variant = f"{variant}-selected"
-        folder = self._folder(f"{places[kind]}/{variant}")
-        if which.isdigit():
-            return folder / "iterations" / f"{int(which):04d}"
-        return folder / (f"model-{which}" if which else "model")
-
-    def _reward_folder(self, name: str) -> Path | None:
-        return self.model_folder(f"reward/{name}") if name in self.recipe.reward else None
-
-    def scorer(self, name: str, *, budget: int = 16384) -> Scorer:
-        folder = self._reward_folder(name)
-        if folder is None:
-            return FunctionScorer(load_function(name), name=name)
-        precision = self.recipe.reward[name].optimizer.precision
-        return ModelScorer(load_reward_model(str(folder)).to(self.device), budget=budget, precision=precision)
-
-    def panel(self, group: str, *, noise: float = 0.0) -> Panel:
-        """The raters of a group, training or held-out: people, or simulated ones with that noise."""
-        simulation = self.recipe.simulation
-        if self.recipe.raters == "people" or simulation is None:
-            return Panel(group=group, address=self.recipe.address)
-        count = simulation.training_raters if group == "training" else simulation.held_out_raters
-        profiles = load_function(simulation.raters)(group, count, self.recipe.seed)
-        hooks = {
-            name: None if path is None else load_function(path)
-            for name, path in (("write", simulation.write), ("latent_flags", simulation.flags))
-        }
-        features = load_function(simulation.features)
-        raters = tuple(
-            SimulatedRater(replace(profile, noise=noise), self.recipe.seed, features, **hooks) for profile in profiles
-        )
-        return Panel(group=group, address="", simulated=raters)
-
-    def _read(self, source: str, read: Callable[..., list[Record]], kind: type[Record]) -> list[Record]:
-        """Records of a source; rows of public data sets that nobody can use are left out, and said to be."""
-        return sources.load_reporting(source, read, kind, seed=self.recipe.seed)
-
-    def _refuse_test_prompts(self, used: list[Prompt], what: str) -> None:
-        leaked = prompts.overlap(self.split("test"), used)
-        if leaked:
-            raise DataError(f"{len(leaked)} test prompts also occur in the {what}, such as {leaked[0]}; remove them.")
-
-    def _write_ready_rankings(self, folder: Path, rows: list[Ranking]) -> None:
-        """Rankings that exist already go where their first turn went: training, validation, test (measured on only).
-
-        By the first turn, because a conversation that shares it with a test prompt must not be trained on.
-        """
-        opening = prompts.first_turn
-        split_of = {
-            messages_hash(opening(prompt).messages): split
-            for split in ("train", "validation", "test")
-            for prompt in self.split(split)
-        }
-        placed = [(split_of.get(messages_hash(opening(row.prompt).messages)), row) for row in rows]
-        for split in ("train", "validation", "test"):
-            write_records(folder / f"{split}.jsonl", [row for where, row in placed if where == split])
-        say("  " + ", ".join(f"{sum(w == s for w, _ in placed)} {s}" for s in ("train", "validation", "test")))
-        write_records(folder / "held-out.jsonl", [])
-
-    def _collect_rankings(self, folder: Path, inputs: Mapping[str, Path | str]) -> None:
-        config = self.recipe.comparisons
-        assert config is not None
-        policies = {
-            source: self.load_model(str(self.model_folder(source, selected=False))) for source in config.sources
-        }
-        drawn = {
-            split: comparisons.sample_candidates(policies, self.split(split)[:count], config, seed=self.recipe.seed)
-            for split, count in (("train", config.train), ("validation", config.validation))
-        }
-        noise = self._noise(drawn["train"])
-        parts = (
-            ("train", "train", "training", config.overlap),
-            ("validation", "validation", "training", config.validation_overlap),
-            ("held-out", "validation", "held-out", config.validation_overlap),
-        )
-        collected = {}
-        for name, split, group, overlap in parts:
-            collected[name] = comparisons.collect_rankings(
-                self.service,
-                drawn[split],
-                self.panel(group, noise=noise),
-                study=self.study("comparisons", name, inputs),
-                guideline=TRAINING_GUIDELINE,
-                overlap=overlap,
-            )
-            write_records(folder / f"{name}.jsonl", collected[name])
-        write_json(
-            folder / "raters.json",
-            {
-                "noise": noise if self.recipe.raters == "simulated" else None,
-                "training": _agreement(collected["validation"]),
-                "held_out": _agreement(collected["held-out"]),
-            },
-        )
-
-    def _noise(self, drawn: list[Candidates]) -> float:
-        """The noise at which simulated training raters agree as often as the recipe says."""
-        simulation = self.recipe.simulation
-        if self.recipe.raters == "people" or simulation is None:
-            return 0.0
-        panel = self.panel("training")
-        chosen = [(candidates.prompt, candidates.responses) for candidates in drawn[:CALIBRATION_PROMPTS]]
-        lapse = panel.simulated[0].profile.lapse
-        return calibrate_noise(noiseless_utilities(panel.simulated, chosen), target=simulation.agreement, lapse=lapse)
-
-    def raters_noise(self) -> float:
-        """The simulated raters' noise, as it was set when the comparisons were collected."""
-        path = self.file("4-comparisons/raters.json")
-        return float(read_json(path)["noise"] or 0.0) if path.exists() else 0.0
-
-    def _ppo_work(self, config: ppo.PpoConfig, init: Path) -> Callable[[Path], None]:
         def work(folder: Path) -> None:
-            reward_folder = self._reward_folder(config.reward)
+            rows, count = given.load(), config.validation or 0
+            train = personal_data.kept(rows[count:])[: config.train]
+            self.refuse_test_prompts([row.prompt for row in train], test.load(), "demonstrations")
+            write_records(folder / "train.jsonl", train)
+            write_records(folder / "validation.jsonl", rows[:count])
+
+        return work
+
+    def _collect_demonstrations(self, inputs: Inputs) -> Work:
+        config, raters = self.recipe.demonstrations, inputs.raters()
+        splits = [
+            ("train", config.train, inputs.prompts("train")),
+            ("validation", config.validation, inputs.prompts("validation")),
+        ]
+
+        def work(folder: Path) -> None:
+            collected = {}
+            for split, count, asked in splits:
+                shape = {"prompts": asked.fingerprint, "people": raters.fingerprint}
+                shape["guideline"] = TRAINING_GUIDELINE.version
+                study, panel = self.study(f"demonstrations/{split}", shape), raters.panel("training")
+                collected[split] = demonstrations.collect_demonstrations(
+                    self.service, asked.load()[:count], panel, study=study
+                )
+            for split, rows in collected.items():
+                write_records(folder / f"{split}.jsonl", rows)
+
+        return work
+
+    def _ppo(self, config: ppo.PpoConfig, inputs: Inputs) -> Work:
+        init, seed = inputs.model(f"sft/{config.init}", selected=False), inputs.seed()
+        asked, held_out = inputs.prompts("train"), inputs.held_out_texts()
+        scorer = inputs.scorer(config.reward, budget=config.microbatch_tokens)
+        reward_model = inputs.model(f"reward/{config.reward}") if config.reward in self.recipe.reward else None
+        text = inputs.texts() if config.ptx_coef else None
+
+        def work(folder: Path) -> None:
             ppo.train_ppo(
                 folder,
                 config=config,
-                init=str(init),
-                reward=None if reward_folder is None else str(reward_folder),
-                scorer=self.scorer(config.reward, budget=config.microbatch_tokens),
-                prompts=self.split("train"),
-                pretraining=self._text if config.ptx_coef else (),
-                heldout_text=self.held_out_text,
+                init=init.load(),
+                reward=None if reward_model is None else reward_model.load(),
+                scorer=scorer.load(),
+                prompts=asked.load(),
+                pretraining=() if text is None else text.load(),
+                heldout_text=held_out.load(),
                 device=self.device,
-                seed=self.recipe.seed,
+                seed=seed,
             )
 
         return work
 
-    def _dpo_work(self, config: dpo.DpoConfig, init: Path) -> Callable[[Path], None]:
+    def _dpo(self, config: dpo.DpoConfig, inputs: Inputs) -> Work:
+        init, seed = inputs.model(f"sft/{config.init}", selected=False), inputs.seed()
+        train, validation = inputs.rankings("train"), inputs.rankings("validation")
+
         def work(folder: Path) -> None:
             dpo.train_dpo(
                 folder,
                 config=config,
-                init=str(init),
-                rankings=read_rankings(self.file("4-comparisons/train.jsonl")),
-                validation=_read_if_any(self.file("4-comparisons/validation.jsonl"), read_rankings),
+                init=init.load(),
+                rankings=train.load(),
+                validation=validation.load(),
                 device=self.device,
-                seed=self.recipe.seed,
+                seed=seed,
             )
 
         return work
 
 
-def _read_if_any(path: Path, read: Callable[[Path], list[Any]]) -> list[Any]:
-    """The records of one of our own files, which may be empty."""
-    return read(path) if path.exists() and path.stat().st_size else []
-
-
-def _agreement(rankings: list[Ranking]) -> dict[str, Any]:
-    measured = agreement.ranking_agreement(rankings)
-    return {
-        name: value.to_json() if isinstance(value, Estimate) else {"undefined": value.reason}
-        for name, value in (
-            ("ties_excluded", measured.ties_excluded),
-            ("tie_is_a_class", measured.tie_is_a_class),
-            ("tie_is_half", measured.tie_is_half),
-        )
-    }
+def _categorised(rows: list[Prompt], source: str) -> list[Prompt]:
+    """The prompts, those without a category under their source's name."""
+    name = Path(source).name.partition(".")[0]
+    return [prompt if prompt.about.category else with_about(prompt, category=name) for prompt in rows]

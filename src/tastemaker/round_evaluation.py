@@ -1,4 +1,4 @@
-"""The evaluation of a round: load the contestants, sample, have them judged, and write it all down."""
+"""The evaluation of a round: have the contestants respond, have them judged, and write it all down."""
 
 from __future__ import annotations
 
@@ -7,206 +7,247 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from tastemaker import sources
-from tastemaker.artefacts import read_json
-from tastemaker.checkpoint import model_source
-from tastemaker.corpus import encode_texts, text_loss
-from tastemaker.errors import ConfigError, DataError
-from tastemaker.files import atomic_write, read_demonstrations, write_json
+from tastemaker.errors import DataError
+from tastemaker.evaluation_sampling import Sampling, sampled_decoding
+from tastemaker.files import atomic_write, write_json
 from tastemaker.functions import load_function
-from tastemaker.model import LanguageModel, count_parameters
+from tastemaker.inputs import Input, Inputs
+from tastemaker.intervals import mean_ci
+from tastemaker.kept import Kept
 from tastemaker.panel import Panel
 from tastemaker.raters import RaterProfile, SimulatedRater
-from tastemaker.records import Demonstration, Prompt, Response
-from tastemaker.responses import DecodingConfig
+from tastemaker.records import Prompt, Response
 from tastemaker.scoring import FunctionScorer, Scorer
 from tastemaker.stages.evaluation import (
     Contestant,
     EvaluationConfig,
-    Field,
     Judged,
     Responses,
-    Sampled,
     Tables,
-    best_prefix,
     judge,
     judge_claims,
     tabulate,
 )
-from tastemaker.stages.evaluation.contestants import respond
-from tastemaker.stages.evaluation.judging import rate
+from tastemaker.stages.evaluation.judging import EVALUATION_GUIDELINE, rate
 from tastemaker.stages.ppo import PpoConfig
+from tastemaker.store.tasks import Rating
 
 if TYPE_CHECKING:
     from tastemaker.round import Round
 
-TEXT_BUDGET = 8192
-MAX_TEXT_TOKENS = 512
 SAMPLES_PER_CATEGORY = 3
+SAMPLED = "sampled.jsonl"
+
+Scores = Mapping[tuple[str, str], list[float]]
 
 
 def evaluate(round_: Round) -> None:
     """Run the stage `7-evaluation`."""
-    config = round_.recipe.evaluation
+    config, inputs = round_.recipe.evaluation, round_.inputs()
     assert config is not None
-    inputs: dict[str, Path | str] = {
-        "prompts": round_.file("1-prompts/test.jsonl"),
-        "validation": round_.file("1-prompts/validation.jsonl"),
-        "people": round_.people,
-        "seed": round_.seed,
-    }
+    evaluation = _Evaluation(round_, config, inputs)
+    round_.run("7-evaluation", config, inputs, evaluation.write, keep=SAMPLED)
+
+
+def over_optimization(
+    round_: Round,
+    config: EvaluationConfig,
+    models: Mapping[str, Mapping[str, Any]],
+    own: Mapping[str, Mapping[str, Any]] | None = None,
+) -> list[dict[str, Any]]:
+    """KL against proxy and gold score, a row for every PPO policy that was evaluated.
+
+    "state" tells a finished policy, which is held against those of other coefficients, from a checkpoint kept after
+    "iteration", which belongs to the course of "variant"; "start" is the contestant which that course began with.
+
+    "proxy" is by "reward", which the policy was optimised for. Where that is not the reward model of everybody's
+    `proxy_score`, `own` has the policy's score, and there is no start: its score is by another model.
+    """
+    rows, main = [], _proxy_name(round_)
     for name, contestant in config.contestants.items():
-        inputs[name] = source_of(round_, contestant.model)
-        if contestant.reference is not None:
-            inputs[f"{name}, reference"] = source_of(round_, contestant.reference)
-    for name in round_.recipe.reward:
-        inputs[f"reward/{name}"] = round_.model_folder(f"reward/{name}")
+        policy, model = _optimised(round_, contestant), models[name]
+        if policy is None or model["kl"] is None or "gold" not in model:
+            continue
+        variant, _, which = contestant.model.removeprefix("policy/").partition(":")
+        comparable = policy.reward == main
+        rows.append(
+            {
+                "policy": name,
+                "variant": variant,
+                "state": "checkpoint" if which.isdigit() else which or "finished",
+                "iteration": int(which) if which.isdigit() else policy.iterations,
+                "start": _start_of(round_, config, policy, contestant.reference) if comparable else None,
+                "beta": policy.kl_coef,
+                "reward": policy.reward,
+                "kl": max(0.0, model["kl"]),
+                "proxy": model["proxy_score"] if comparable else (own or {})[name],
+                "gold": model["gold"],
+            }
+        )
+    return rows
 
-    def work(folder: Path) -> None:
-        _Evaluation(round_, config, inputs).write(folder)
 
-    round_.run("7-evaluation", config, inputs, work)
+def _optimised(round_: Round, contestant: Contestant) -> PpoConfig | None:
+    """How the contestant was optimised, if it is a PPO policy of this run as it is."""
+    variant = contestant.model.removeprefix("policy/").partition(":")[0]
+    policy = round_.recipe.policy.get(variant)
+    return policy if isinstance(policy, PpoConfig) and _is_plain(contestant) else None
 
 
-def source_of(round_: Round, name: str) -> Path | str:
-    """A contestant's model: "base", a variant of this run, or any model source."""
-    if name == "base":
-        return model_source(round_.recipe.base.model)
-    if name.partition("/")[0] in ("sft", "policy"):
-        return round_.model_folder(name)
-    return model_source(name)
+def _start_of(round_: Round, config: EvaluationConfig, policy: PpoConfig, reference: str | None) -> str | None:
+    """The contestant that is the model which PPO started from, if there is one whose KL is from the same reference."""
+    if policy.init in round_.recipe.selection:
+        return None  # contestants of that name are of the selected epoch, and PPO started from the last
+    starts = (
+        name
+        for name, other in config.contestants.items()
+        if _is_plain(other) and other.reference == reference and other.model == f"sft/{policy.init}"
+    )
+    return next(starts, None)
+
+
+def _proxy_name(round_: Round) -> str | None:
+    """The reward model that scores everybody, chooses few-shot prefixes and the best of n: the recipe's first."""
+    return next(iter(round_.recipe.reward), None)
+
+
+def spread(prompts: list[Prompt], count: int | None) -> list[Prompt]:
+    """`count` of the prompts, taken evenly from first to last: every source has its share. None, or too many: all."""
+    if count is None or count >= len(prompts):
+        return prompts
+    return [prompts[place * len(prompts) // count] for place in range(count)]
 
 
 class _Evaluation:
-    """One evaluation in progress."""
+    """One evaluation. What it reads is declared when it is made; `write` is the stage's work."""
 
-    def __init__(self, round_: Round, config: EvaluationConfig, inputs: Mapping[str, Path | str]) -> None:
-        self.round, self.config, self.inputs = round_, config, inputs
-        self.prompts = round_.split("test")[: config.prompts]
-        if not self.prompts:
-            raise DataError("there are no test prompts to evaluate on; give more users, or prompts with split 'test'.")
-        self.scorer = self._main_scorer()
-        self._loaded: dict[tuple[str, tuple[str, ...]], LanguageModel] = {}
+    def __init__(self, round_: Round, config: EvaluationConfig, inputs: Inputs) -> None:
+        self.round, self.config = round_, config
+        self._test = inputs.prompts("test")
+        proxy = _proxy_name(round_)
+        self._judge = None if config.judge_reward is None else inputs.scorer(config.judge_reward)
+        self._own: dict[str, Input[Scorer]] = {}
+        for name, contestant in config.contestants.items():
+            policy = _optimised(round_, contestant)
+            if policy is not None and policy.reward != proxy:
+                self._own[name] = inputs.scorer(policy.reward)
+        self._reward = {name: inputs.json(f"5-reward/{name}/results.json") for name in round_.recipe.reward}
+        self._pairs = {name: inputs.lines(f"5-reward/{name}/pairs.jsonl") for name in round_.recipe.reward}
+        self._raters = inputs.raters()
+        comparisons = round_.recipe.comparisons
+        collected = comparisons is not None and comparisons.source is None
+        self._noise = inputs.json("4-comparisons/raters.json") if collected and self._raters.simulated else None
+        self._sampling = Sampling(config, inputs, proxy, round_.load_model)
 
     def write(self, folder: Path) -> None:
         """Sample, judge, measure; write results, responses, answers and samples."""
-        responses, losses, about, contests = self._sample()
-        noise = self.round.raters_noise()
+        self.prompts = spread(self._sampling.fitting(self._test.load()), self.config.prompts)
+        if not self.prompts:
+            raise DataError("there are no test prompts to evaluate on; give more users, or prompts with split 'test'.")
+        kept = Kept(folder / SAMPLED)
+        responses = self._responses(kept)
         judged: list[Judged] = []
-        for panel in self._panels(responses, noise):
-            study = self.round.study("evaluation", panel.group, self.inputs)
-            judged += judge(self.round.service, self.prompts, responses, self.config, panel, study=study)
+        for panel in self._panels(responses):
+            judged += judge(
+                self.round.service, self.prompts, responses, self.config, panel, study=self._study(panel.group)
+            )
         tables = Tables(
             config=self.config,
             prompts=self.prompts,
             responses=responses,
             judged=judged,
-            ratings=self._ratings(responses, noise),
+            ratings=self._ratings(responses),
             held_out_group="held-out",
-            text_losses=losses,
-            proxy=self._scores(responses, self.scorer),
+            text_losses=self._text_losses(kept),
+            proxy=self._scores(responses, self._sampling.scorer),
             gold=self._scores(responses, self._gold()),
-            reward={name: read_json(self._reward_results(name)) for name in self.round.recipe.reward},
-            reward_pairs={name: self._reward_pairs(name) for name in self.round.recipe.reward},
+            reward={name: results.load() for name, results in self._reward.items()},
+            reward_pairs={name: pairs.load() for name, pairs in self._pairs.items()},
         )
         found = tabulate(tables)
         for name, row in found["models"].items():
-            row |= about[name]
+            row["parameters"] = self._sampling.parameters(name, kept)
+            row["kind"] = _kind(self.config.contestants[name])
         claims = judge_claims(self.config.claims, tables)
-        found["over_optimization"] = self._over_optimization(found["models"])
+        own = self._own_scores(responses)
+        found["over_optimization"] = over_optimization(self.round, self.config, found["models"], own)
+        contests = {name: self._sampling.contest(name, kept) for name in self.config.contestants}
         write_json(folder / "results.json", {**found, "claims": claims})
-        write_json(folder / "few-shot.json", contests)
+        write_json(folder / "few-shot.json", {name: contest for name, contest in contests.items() if contest})
         write_lines(folder / "comparisons.jsonl", map(_judged_row, judged))
         write_lines(folder / "responses.jsonl", self._response_rows(responses))
         write_lines(folder / "samples.jsonl", self._samples(responses, tables))
 
-    def _sample(
-        self,
-    ) -> tuple[dict[tuple[str, str], Sampled], dict[str, list[float]], dict[str, dict[str, Any]], dict[str, Any]]:
-        responses: dict[tuple[str, str], Sampled] = {}
-        losses: dict[str, list[float]] = {}
-        about: dict[str, dict[str, Any]] = {}
-        contests: dict[str, Any] = {}
+    def _responses(self, kept: Kept) -> Responses:
+        """Everybody's. What their models alone can tell is taken while they are loaded."""
+        responses = {}
         for name, contestant in self.config.contestants.items():
-            field, contest = self._field(contestant)
-            if contest:
-                contests[name] = contest
             for decoding in self.config.decodings:
                 if contestant.best_of is not None and decoding.greedy:
                     continue  # the best of n equal responses is that response
-                responses[name, decoding.name] = respond(
-                    name, field, self.prompts, decoding, self.scorer, seed=self.round.recipe.seed
-                )
-            if contestant.best_of is None and contestant.few_shot is None and self.round.recipe.text is not None:
-                losses[name] = self._text_losses(field.policy)
-            about[name] = {"parameters": count_parameters(field.policy), "kind": _kind(contestant)}
-        return responses, losses, about, contests
+                responses[name, decoding.name] = self._sampling.responses(name, decoding, self.prompts, kept)
+            self._sampling.parameters(name, kept)
+            if self._has_text_loss(contestant):
+                self._sampling.text_losses(name, kept)
+        return responses
 
-    def _field(self, contestant: Contestant) -> tuple[Field, list[dict[str, Any]]]:
-        policy = self._policy(contestant.model, contestant.stop_texts)
-        reference = None if contestant.reference is None else self._policy(contestant.reference, ())
-        prefix, contest = "", list[dict[str, Any]]()
-        if contestant.few_shot is not None:
-            if self.scorer is None:
-                raise ConfigError("few_shot needs a reward model to choose the prefix by; train one, or leave it out.")
-            prefix, contest = best_prefix(
-                policy,
-                contestant.few_shot,
-                self._examples(contestant.few_shot.source),
-                self.round.split("validation"),
-                self.scorer,
-                self._sampled_decoding(),
-                seed=self.round.recipe.seed,
-            )
-        return Field(contestant=contestant, policy=policy, prefix=prefix, reference=reference), contest
+    def _has_text_loss(self, contestant: Contestant) -> bool:
+        return contestant.best_of is None and contestant.few_shot is None and self.round.recipe.text is not None
 
-    def _policy(self, name: str, stop_texts: tuple[str, ...]) -> LanguageModel:
-        """Load a model; the last two are kept, since contestants share models and references."""
-        wanted = str(source_of(self.round, name)), stop_texts
-        if wanted not in self._loaded:
-            if len(self._loaded) > 1:
-                self._loaded.pop(next(iter(self._loaded)))
-            self._loaded[wanted] = self.round.load_model(*wanted)
-        return self._loaded[wanted]
+    def _text_losses(self, kept: Kept) -> dict[str, list[float]]:
+        contestants = self.config.contestants.items()
+        return {name: self._sampling.text_losses(name, kept) for name, one in contestants if self._has_text_loss(one)}
 
-    def _examples(self, source: str | None) -> list[Demonstration]:
-        if source is None:
-            return read_demonstrations(self.round.file("2-demonstrations/train.jsonl"))
-        return sources.load(source, read_demonstrations, Demonstration, seed=self.round.recipe.seed)
+    def _study(self, group: str) -> str:
+        """The study of the comparisons that a group makes."""
+        names = {name for pair in self.config.pairs for name in pair}
+        shape = self._sampling.shape(names, self.config.decodings) | self._asked()
+        shape |= {"overlap": self.config.judges_per_comparison}
+        if self._judge is not None:
+            shape["judge"] = self._judge.fingerprint
+        return self.round.study(f"evaluation/{group}", shape)
 
-    def _sampled_decoding(self) -> DecodingConfig:
-        return next((d for d in self.config.decodings if not d.greedy), self.config.decodings[-1])
+    def _asked(self) -> dict[str, object]:
+        """What shapes the questions and answers of this evaluation, beside the responses."""
+        return {
+            "prompts": self._test.fingerprint,
+            "people": self._raters.fingerprint,
+            "noise": self._raters_noise(),
+            "guideline": EVALUATION_GUIDELINE.version,
+        }
 
-    def _text_losses(self, policy: LanguageModel) -> list[float]:
-        limit = min(MAX_TEXT_TOKENS, policy.context)
-        losses = []
-        for text in self.round.held_out_text[: self.config.heldout_texts]:
-            pieces = encode_texts([text], policy.tokenizer, max_tokens=limit)
-            losses.append(text_loss(policy, pieces, budget=TEXT_BUDGET))
-        return losses
-
-    def _main_scorer(self) -> Scorer | None:
-        """The reward model that the policies were optimised for: the proxy."""
-        rewards = list(self.round.recipe.reward)
-        return self.round.scorer(rewards[0]) if rewards else None
+    def _raters_noise(self) -> float:
+        """The simulated raters' noise, as it was set when the comparisons were collected."""
+        return 0.0 if self._noise is None else float(self._noise.load()["noise"] or 0.0)
 
     def _gold(self) -> Scorer | None:
         path = self.config.gold
         return None if path is None else FunctionScorer(load_function(path), name=path)
 
-    def _scores(self, responses: Responses, scorer: Scorer | None) -> dict[tuple[str, str], list[float]]:
+    def _scores(self, responses: Responses, scorer: Scorer | None) -> Scores:
         if scorer is None:
             return {}
         return {who: scorer(self.prompts, sampled.responses) for who, sampled in responses.items()}
 
-    def _panels(self, responses: Responses, noise: float) -> list[Panel]:
-        if self.config.judge_reward is not None:
-            return [self._reward_panel(self.config.judge_reward, responses)]
-        return [self.round.panel(group, noise=noise) for group in self.config.judges]
+    def _own_scores(self, responses: Responses) -> dict[str, dict[str, Any]]:
+        """The mean score of policies by the reward that they were optimised for, where it is not everybody's proxy."""
+        keys, decoding = [prompt.key for prompt in self.prompts], self.config.decodings[-1].name
+        scorers = {one.fingerprint: one for one in self._own.values()}
+        loaded = {name: one.load() for name, one in scorers.items()}
+        found = {}
+        for name, one in self._own.items():
+            scores = loaded[one.fingerprint](self.prompts, responses[name, decoding].responses)
+            found[name] = mean_ci(scores, keys).to_json()
+        return found
 
-    def _reward_panel(self, name: str, responses: Responses) -> Panel:
+    def _panels(self, responses: Responses) -> list[Panel]:
+        if self._judge is not None:
+            return [self._reward_panel(self._judge.load(), responses)]
+        noise = self._raters_noise()
+        return [self._raters.panel(group, noise=noise) for group in self.config.judges]
+
+    def _reward_panel(self, scorer: Scorer, responses: Responses) -> Panel:
         """A reward model as the only judge: it prefers what it scores higher."""
-        scorer = self.round.scorer(name)
         score_of: dict[tuple[str, str], float] = {}
         for sampled in responses.values():
             for prompt, response, score in zip(
@@ -217,36 +258,22 @@ class _Evaluation:
         def features(prompt: Prompt, response: Response) -> Mapping[str, float]:
             return {"score": score_of[prompt.key, response.text]}
 
-        profile = RaterProfile(name=f"reward-model-{name}", group="held-out", weights={"score": 1.0}, noise=0.0)
+        profile = RaterProfile(
+            name=f"reward-model-{self.config.judge_reward}", group="held-out", weights={"score": 1.0}, noise=0.0
+        )
         rater = SimulatedRater(profile, self.round.recipe.seed, features)
         return Panel(group="held-out", address="", simulated=(rater,))
 
-    def _ratings(self, responses: Responses, noise: float) -> list[Any]:
+    def _ratings(self, responses: Responses) -> list[Rating]:
         if not self.config.rated or self.config.judge_reward is not None:
             return []
-        decoding = self._sampled_decoding().name
-        study = self.round.study("evaluation", "ratings", self.inputs)
-        panel = self.round.panel("held-out", noise=noise)
-        return rate(self.round.service, self.prompts, responses, self.config, panel, decoding=decoding, study=study)
-
-    def _reward_results(self, name: str) -> Path:
-        return self.round.file(f"5-reward/{name}/results.json")
-
-    def _reward_pairs(self, name: str) -> list[dict[str, Any]]:
-        path = self.round.file(f"5-reward/{name}/pairs.jsonl")
-        return [json.loads(line) for line in path.read_text("utf-8").splitlines()] if path.exists() else []
-
-    def _over_optimization(self, models: Mapping[str, Mapping[str, Any]]) -> list[dict[str, Any]]:
-        """KL against proxy and gold score, a row for every PPO policy that was evaluated."""
-        rows = []
-        for name, contestant in self.config.contestants.items():
-            variant = contestant.model.removeprefix("policy/").partition(":")[0]
-            policy = self.round.recipe.policy.get(variant)
-            model = models[name]
-            if isinstance(policy, PpoConfig) and model["kl"] is not None and "gold" in model:
-                scores = {"proxy": model["proxy_score"], "gold": model["gold"]}
-                rows.append({"policy": name, "beta": policy.kl_coef, "kl": max(0.0, model["kl"]), **scores})
-        return rows
+        decoding = sampled_decoding(self.config)
+        shape = self._sampling.shape(self.config.rated, [decoding]) | self._asked()
+        study = self.round.study("evaluation/ratings", shape | {"rated": list(self.config.rated)})
+        panel = self._raters.panel("held-out", noise=self._raters_noise())
+        return rate(
+            self.round.service, self.prompts, responses, self.config, panel, decoding=decoding.name, study=study
+        )
 
     def _response_rows(self, responses: Responses) -> Iterable[dict[str, Any]]:
         for (name, decoding), sampled in responses.items():
@@ -261,7 +288,7 @@ class _Evaluation:
 
     def _samples(self, responses: Responses, tables: Tables) -> Iterable[dict[str, Any]]:
         """A few prompts of every category with everybody's response under the sampled decoding."""
-        decoding = self._sampled_decoding().name
+        decoding = sampled_decoding(self.config).name
         names = [name for name in self.config.contestants if (name, decoding) in responses]
         taken: dict[str, int] = {}
         for place, prompt in enumerate(self.prompts):
@@ -301,6 +328,11 @@ def _judged_row(row: Judged) -> dict[str, Any]:
     }
 
 
+def _is_plain(contestant: Contestant) -> bool:
+    """Whether its responses are the model's own: one a prompt, after nothing but the prompt."""
+    return contestant.best_of is None and contestant.few_shot is None
+
+
 def _kind(contestant: Contestant) -> str:
     if contestant.best_of is not None:
         return f"best of {contestant.best_of}"
@@ -309,4 +341,4 @@ def _kind(contestant: Contestant) -> str:
     return contestant.model.partition("/")[0]
 
 
-__all__ = ["evaluate", "source_of"]
+__all__ = ["evaluate", "over_optimization"]

@@ -7,6 +7,7 @@ both.
 
 from __future__ import annotations
 
+import traceback
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Protocol
 
@@ -78,7 +79,9 @@ class FunctionScorer:
         try:
             scores = [float(score) for score in self.function([p.messages for p in prompts], texts, list(records))]
         except Exception as error:  # a function of the user's own may raise anything
-            raise TrainingError(f"{self.name} failed with {type(error).__name__}: {error}") from error
+            place = traceback.extract_tb(error.__traceback__)[-1]
+            where = f"{place.filename}, line {place.lineno}"
+            raise TrainingError(f"{self.name} failed with {type(error).__name__}: {error} ({where})") from error
         if len(scores) != len(responses):
             raise TrainingError(
                 f"{self.name} returned {len(scores)} scores for {len(responses)} responses; return one for each."

@@ -18,6 +18,7 @@ of per thousand rows, so a reader may leave such rows out if it is told to count
 
 from __future__ import annotations
 
+import difflib
 import re
 from collections.abc import Callable, Mapping, Sequence
 from typing import TypeVar
@@ -92,7 +93,20 @@ def _match(row: Row, shapes: Shapes[Record], what: str) -> list[Record]:
             return read(row)
     accepted = "; ".join("{" + ", ".join(keys) + "}" for keys, _ in shapes)
     found = ", ".join(key if key in present else f"{key} (null)" for key in row) or "none"
-    raise DataError(f"not {what}. Its keys are: {found}. Accepted: {accepted}.")
+    hint = _hint(row, [key for keys, _ in shapes for key in keys])
+    raise DataError(f"not {what}. Its keys are: {found}. Accepted: {accepted}.{hint}")
+
+
+def _hint(row: Row, known: Sequence[str]) -> str:
+    """What was probably meant: other separators, or a key that is misspelt."""
+    if len(row) == 1 and ";" in next(iter(row)):
+        return " The fields are separated by ';'; use commas."
+    absent = [key for key in known if key not in row]
+    for key in (key for key in row if key not in SHAPE_KEYS):
+        close = difflib.get_close_matches(key, absent, n=1)
+        if close:
+            return f" Did you mean {close[0]!r} by {key!r}?"
+    return ""
 
 
 # --- one shape each -------------------------------------------------------------------------------------------------
@@ -237,7 +251,7 @@ def _prompt(row: Row, turns: Messages) -> Prompt:
         )
     for turn in turns:
         if turn.role == "user":
-            _filled(turn.content, "a user turn")
+            _filled(turn.content, "a user turn" if len(turns) > 1 else "the prompt")
     return Prompt(messages=turns, about=about_from_json(row, used=tuple(SHAPE_KEYS)))
 
 

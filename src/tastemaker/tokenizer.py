@@ -134,7 +134,7 @@ def load_tokenizer(source: str | Path, *, stop_texts: Sequence[str] = (), **libr
         library = AutoTokenizer.from_pretrained(str(source), **library_options)
     except (OSError, ValueError, KeyError) as error:
         raise ModelError(
-            f"{source} has no tokenizer that the transformers library can load ({_first_line(error)}). Give a folder "
+            f"{source} has no tokenizer that the transformers library can load{_reason(error)}. Give a folder "
             "with tokenizer.json and tokenizer_config.json, or the name of a model on the hub."
         ) from error
     return wrap_tokenizer(library, source=str(source), stop_texts=stop_texts)
@@ -187,8 +187,10 @@ def _adds_bos(library: Any) -> bool:
     return bool(ids) and ids[0] == library.bos_token_id
 
 
-def _first_line(error: BaseException) -> str:
-    return str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+def _reason(error: BaseException) -> str:
+    """The first line of what the library says, unless that only opens a list of how it might have gone."""
+    lines = str(error).strip().splitlines()
+    return "" if not lines or lines[0].rstrip().endswith(":") else f" ({lines[0]})"
 
 
 def as_messages(text: str) -> Messages:

@@ -2,20 +2,31 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
+import pytest
 from tests.models import save_model
 from tests.stages.conftest import by_length, prompt
 
 from tastemaker.checkpoint import load_policy
 from tastemaker.config import from_mapping
+from tastemaker.errors import AnswersMissing, ConfigError
+from tastemaker.kept import Kept
 from tastemaker.panel import Panel
 from tastemaker.raters import RaterProfile, SimulatedRater
 from tastemaker.records import Prompt, Response
 from tastemaker.responses import DecodingConfig, sample_responses
-from tastemaker.stages.comparisons import Candidates, ComparisonsConfig, collect_rankings, sample_candidates
+from tastemaker.stages.comparisons import (
+    Candidates,
+    ComparisonsConfig,
+    collect_rankings,
+    kept_candidates,
+    sample_candidates,
+)
 from tastemaker.stages.demonstrations import TRAINING_GUIDELINE, collect_demonstrations
 from tastemaker.store import LabelService
+from tastemaker.store.tasks import DemonstrationAnswer
 
 PROMPTS = [prompt(f"w{number} w{number + 1}") for number in range(5, 12)]
 
@@ -82,6 +93,58 @@ def test_rankings_come_back_with_ties_and_their_rater(service: LabelService) -> 
     assert len({ranking.author.rater for ranking in found}) == 3
     again = collect_rankings(service, drawn, panel(), study="s", guideline=TRAINING_GUIDELINE, overlap=2)
     assert again == found, "nothing is asked twice"
+
+
+def test_answers_are_of_what_is_asked_now_in_its_order(service: LabelService) -> None:
+    """A study keeps what was asked once; five prompts, then three of them, the other way round."""
+    everyone = collect_demonstrations(service, PROMPTS[:5], panel(), study="d")
+    fewer = list(reversed(PROMPTS[:3]))
+    found = collect_demonstrations(service, fewer, panel(), study="d")
+    assert [one.prompt.key for one in found] == [one.key for one in fewer]
+    assert found == list(reversed(everyone[:3]))
+
+
+def test_people_are_waited_for_only_where_it_matters_now(service: LabelService) -> None:
+    people = Panel(group="training", address="here")
+    with pytest.raises(AnswersMissing) as waiting:
+        collect_demonstrations(service, PROMPTS[:5], people, study="d")
+    assert waiting.value.missing == 5
+    service.add_rater("ann", group="training", origin="human")
+    for task in service.claim("d", "ann", limit=2):
+        service.submit(task.id, task.token, DemonstrationAnswer("so"))
+    assert len(collect_demonstrations(service, PROMPTS[:2], people, study="d")) == 2
+    with pytest.raises(AnswersMissing) as waiting:
+        collect_demonstrations(service, PROMPTS[:3], people, study="d")
+    assert waiting.value.missing == 1
+
+
+def test_candidates_that_are_kept_are_not_drawn_again(tmp_path: Path) -> None:
+    asked: list[str] = []
+
+    def draw(prompts: Sequence[Prompt]) -> list[Candidates]:
+        asked.extend(prompt.key for prompt in prompts)
+        responses = tuple(Response(text=f"{len(asked)} {n}", finished=n > 0) for n in range(2))
+        drawn = [Candidates(prompt=one, responses=responses, sources=("sft/a", "sft/b")) for one in prompts]
+        return [one for one in drawn if one.prompt != PROMPTS[1]]  # its responses were all the same
+
+    path = tmp_path / "candidates.jsonl"
+    first = kept_candidates(Kept(path), PROMPTS[:3], draw, depends="x")
+    assert [one.prompt for one in first] == [PROMPTS[0], PROMPTS[2]]
+    assert kept_candidates(Kept(path), PROMPTS[:3], draw, depends="x") == first
+    assert asked == [one.key for one in PROMPTS[:3]]
+    assert kept_candidates(Kept(path), PROMPTS[:4], draw, depends="x")[:2] == first
+    assert asked == [one.key for one in PROMPTS[:4]]
+    assert kept_candidates(Kept(path), PROMPTS[:3], draw, depends="other settings") != first
+
+
+@pytest.mark.parametrize(
+    "more",
+    [{"train": 5}, {"validation": 5}, {"overlap": 2}, {"validation_overlap": 1}, {"sources": ["sft/a"]}],
+    ids=str,
+)
+def test_what_ready_rankings_would_ignore_is_refused(more: dict[str, object]) -> None:
+    with pytest.raises(ConfigError, match=f"{next(iter(more))} would have no effect"):
+        from_mapping(ComparisonsConfig, {"source": "rankings.jsonl"} | more, where="test")
 
 
 def test_every_prompt_gets_one_demonstration(service: LabelService) -> None:

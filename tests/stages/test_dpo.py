@@ -15,9 +15,10 @@ from transformers import AutoModelForCausalLM
 from tastemaker.checkpoint import load_policy
 from tastemaker.config import from_mapping
 from tastemaker.errors import ModelError
+from tastemaker.halves import in_part
 from tastemaker.metrics import read_metrics
 from tastemaker.records import Ranking, Response
-from tastemaker.stages.dpo import DpoConfig, as_pairs, pair_logprobs, train_dpo
+from tastemaker.stages.dpo import DpoConfig, as_pairs, correct_pairs, pair_logprobs, train_dpo
 from tastemaker.training import Trainer
 
 CPU = torch.device("cpu")
@@ -48,6 +49,33 @@ def test_the_loss_is_log_2_at_step_0_and_falls(base: str, tmp_path: Path) -> Non
     results = json.loads((tmp_path / "results.json").read_text())
     assert results["accuracy"] > 0.9
     assert results["n"] == 6
+
+
+def test_an_untrained_policy_is_right_half_the_time(base: str, tmp_path: Path) -> None:
+    """Policy and reference are equal, so no implicit reward favours anybody; a step of 1e-12 changes no weight."""
+    still = {"learning_rate": 1e-12, "schedule": "constant"}
+    one_at_a_time = config(optimizer=still, epochs=1, microbatch_tokens=1)  # not packed as the reference was
+    for folder, settings in (("together", config(optimizer=still, epochs=1)), ("alone", one_at_a_time)):
+        rows = train(tmp_path / folder, base, settings, validation=RANKINGS[:3])
+        assert [row["accuracy"] for row in rows] == [0.5] * len(rows)
+        results = json.loads((tmp_path / folder / "results.json").read_text())
+        assert results["accuracy"] == 0.5
+
+
+def test_a_margin_of_rounding_counts_half() -> None:
+    """Reference (-3, -6), so that 2e-6 (1 + 9) = 2e-5 nats are rounding."""
+    reference_P2 = torch.tensor([[-3.0, -6.0]]).expand(5, 2)
+    gains = [0.0, 1e-5, -1e-5, 1e-4, -1e-4]
+    policy_P2 = reference_P2.double() + torch.tensor([[gain, 0.0] for gain in gains]).double()
+    assert correct_pairs(policy_P2, reference_P2.double()).tolist() == [0.5, 0.5, 0.5, 1.0, 0.0]
+    # What the rejected response gains counts against the pair.
+    assert correct_pairs(policy_P2.flip(1), reference_P2.double().flip(1)).tolist() == [0.5, 0.5, 0.5, 0.0, 1.0]
+
+
+def test_a_half_is_all_that_is_learned_from(base: str, tmp_path: Path) -> None:
+    inside = sum(in_part(ranking.prompt, "first half") for ranking in RANKINGS)
+    assert 0 < inside < len(RANKINGS)
+    assert len(train(tmp_path, base, config(part="first half", epochs=1))) == math.ceil(2 * inside / 5)
 
 
 def test_ipo_starts_at_the_square_of_half_the_inverse_of_beta(base: str, tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -61,7 +62,7 @@ def sampled(text: Callable[[int], str]) -> Sampled:
     return Sampled(
         responses=tuple(Response(text=one) for one in texts),
         num_tokens=tuple(len(one.split()) for one in texts),
-        entropy=None,
+        logprob=None,
         kl=None,
     )
 
@@ -208,6 +209,28 @@ def test_ratings_and_tables(service: LabelService) -> None:
     assert policy["mean_tokens"] == 4
     assert policy["by_category"]["other"]["win_rate"] == 1.0
     assert policy["likert"]["value"] > found["models"]["base"]["likert"]["value"]
+
+
+def test_answers_are_of_the_pairs_and_prompts_that_are_asked_now(service: LabelService) -> None:
+    laws = config(decodings=[{"greedy": True}, {}])
+    responses = {(name, law): one for name, one in (("policy", LONG), ("base", SHORT)) for law in ("greedy", "T=1")}
+    assert len(judge(service, PROMPTS, responses, laws, panel(), study="s")) == 2 * 61
+    sampled_alone = {who: one for who, one in responses.items() if who[1] == "T=1"}
+    judged = judge(service, PROMPTS[:7], sampled_alone, config(), panel(), study="s")
+    assert [(row.prompt.key, row.decoding) for row in judged] == [(one.key, "T=1") for one in PROMPTS[:7]]
+
+
+def test_responses_are_kept_whole() -> None:
+    """Entropy: (3 + 2) nats over 4 + 1 tokens."""
+    whole = Sampled(
+        responses=(Response(text="a b"), Response(text="", finished=False)),
+        num_tokens=(4, 1),
+        logprob=(-3.0, -2.0),
+        kl=(0.5, -0.25),
+        reference_logprob=None,
+    )
+    assert whole.entropy == pytest.approx(1.0, abs=1e-12)
+    assert Sampled.of_rows(json.loads(json.dumps(whole.rows()))) == whole
 
 
 # --- claims ---------------------------------------------------------------------------------------------------------

@@ -346,7 +346,7 @@ def test_prompts_too_long_are_left_out_loudly(base: str, capsys: pytest.CaptureF
     long = prompt("w5 " * 70)
     run = PpoRun(config(), base, None, count_of("w7"), [*PROMPTS, long], (), (), CPU, 0)
     assert len(run.prompts) == len(PROMPTS)
-    assert "1 of 8 prompts are too long for the context and left out" in capsys.readouterr().err
+    assert "1 of 8 prompts are left out: with 5 new tokens they do not fit" in capsys.readouterr().err
     with pytest.raises(DataError, match="none of the 1 prompts leaves room for 5 new tokens"):
         PpoRun(config(), base, None, count_of("w7"), [long], (), (), CPU, 0)
 

@@ -16,8 +16,9 @@ from hypothesis import strategies as st
 from tastemaker.config import from_mapping, to_json
 from tastemaker.errors import ConfigError, DataError
 from tastemaker.files import read_prompts
-from tastemaker.records import About, Message, Prompt, Split
-from tastemaker.stages.prompts import PromptsConfig, find_personal_data, identify_language, overlap, take_in
+from tastemaker.personal_data import find_personal_data, personal_data_in, without_personal_data
+from tastemaker.records import About, Demonstration, Message, Prompt, Ranking, Response, Split
+from tastemaker.stages.prompts import PromptsConfig, identify_language, overlap, take_in
 
 PLAIN = PromptsConfig(source="unread")
 ALL_TRAIN = replace(PLAIN, validation_share=0.0, test_share=0.0)
@@ -379,7 +380,7 @@ def test_overlap_names_the_prompts_that_occur_on_both_sides() -> None:
         ({"prefix_characters": 0}, "prefix_characters is 0"),
         ({"max_per_user": 0}, "max_per_user is 0"),
         ({"max_characters": -1}, "max_characters is -1"),
-        ({"test_share": -0.1}, r"test_share -0\.1"),
+        ({"test_share": -0.1}, r"test_share is -0\.1"),
         ({"test_share": 0.5, "validation_share": 0.5}, "leave some users for training"),
         ({"phone_regions": ["UK"]}, "phone_regions holds UK"),
     ],
@@ -411,3 +412,30 @@ def test_real_prompts_lose_only_what_is_personal() -> None:
     assert (report.dropped["duplicate"], report.dropped["shared_prefix"]) == (2, 65)
     assert report.personal_data == {"email": 4, "phone": 6}  # read one by one: each is a mail address or a telephone
     assert report.by_language["en"] > 0.98 * len(kept)
+
+
+# --- demonstrations and rankings --------------------------------------------------------------------------------------
+
+MAIL = "write to ann@farm.example"
+
+
+@pytest.mark.parametrize(
+    ("record", "kinds"),
+    [
+        (Prompt(messages=(Message("user", "hello"),)), ()),
+        (Prompt(messages=(Message("user", "hello"), Message("assistant", "yes"), Message("user", MAIL))), ("email",)),
+        (Demonstration(prompt=Prompt(messages=(Message("user", "hello"),)), response=MAIL), ("email",)),
+        (Demonstration(prompt=Prompt(messages=(Message("system", MAIL),)), response="yes"), ("email",)),
+        (
+            Ranking(
+                prompt=Prompt(messages=(Message("user", "hello"),)),
+                responses=(Response(text="yes"), Response(text=f"no, {MAIL}")),
+                order=((0,), (1,)),
+            ),
+            ("email",),
+        ),
+    ],
+)
+def test_every_text_of_a_record_is_looked_at(record: Prompt | Demonstration | Ranking, kinds: tuple[str, ...]) -> None:
+    assert personal_data_in(record, ("US",)) == kinds
+    assert without_personal_data([record, record]) == (([], 2) if kinds else ([record, record], 0))

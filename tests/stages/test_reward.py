@@ -32,8 +32,8 @@ from tastemaker.stages.reward import (
     as_elements,
     as_pairs,
     element_loss,
-    in_part,
     measure,
+    scored_pairs,
     train_reward_model,
 )
 from tastemaker.training import OptimizerConfig, Trainer
@@ -175,7 +175,7 @@ def test_accuracy_counts_untied_pairs_of_different_texts() -> None:
         ranking("w4", ["w1 w2", "w3"], ((0, 1),)),
         ranking("w5", ["w1", "w1", "w2 w3"], ((2,), (0,), (1,))),
     ]
-    found = measure(ByLength(), rows)  # type: ignore[arg-type]
+    found = measure(scored_pairs(ByLength(), rows))  # type: ignore[arg-type]
     assert found["n"] == 5
     assert found["accuracy"] == pytest.approx((1 + 0 + 0.5 + 1 + 1) / 5)
     gaps = (1, -2, 0, 1, 1)
@@ -191,13 +191,18 @@ def test_folds_hold_out_raters_and_prompts(base: str, tmp_path: Path, monkeypatc
         trained_on.append(rows)
         return new_reward_model(init, seed=0)
 
-    def no_measuring(scorer: ModelScorer, rows: list[Ranking]) -> dict[str, float]:
+    def no_scoring(scorer: ModelScorer, rows: list[Ranking]) -> list[Ranking]:
+        return rows
+
+    def no_measuring(rows: list[Ranking]) -> dict[str, float]:
         measured_on.append(rows)
         return {"accuracy": 0.5 + len(measured_on) / 100}
 
     monkeypatch.setattr(reward, "_train", no_training)
+    monkeypatch.setattr(reward, "scored_pairs", no_scoring)
     monkeypatch.setattr(reward, "measure", no_measuring)
-    results = reward.cross_validate(tmp_path, config(cross_validation_folds=3), base, RANKINGS, CPU, 0)
+    folds = reward.rater_folds(RANKINGS, 3)
+    results = reward.cross_validate(tmp_path, config(cross_validation_folds=3), base, folds, CPU, 0)
     assert len(results["folds"]) == len(trained_on) == 3
     held_out = []
     for fold in range(3):
@@ -213,18 +218,37 @@ def test_folds_hold_out_raters_and_prompts(base: str, tmp_path: Path, monkeypatc
     assert results["training_raters"]["mean"] == pytest.approx(0.5 + (1 + 3 + 5) / 300)
 
 
+@pytest.mark.parametrize("prompts", [5, 20, 31])
+def test_no_fold_trains_on_a_prompt_that_it_measures_though_every_rater_ranked_it(prompts: int) -> None:
+    rows = [
+        ranking(f"w{n}", ["w5", f"w6 w{n}"], ((0,), (1,)), rater=f"rater {rater}")
+        for n in range(20, 20 + prompts)
+        for rater in range(5)
+    ]
+    asides = []
+    for number, fold in enumerate(reward.rater_folds(rows, 5)):
+        trained, own, held_out = ({row.prompt.key for row in part} for part in (fold.train, fold.own, fold.held_out))
+        assert own == held_out, "both groups are measured on the same prompts"
+        assert own
+        assert not trained & own
+        assert trained | own == {row.prompt.key for row in rows}
+        assert {row.author.rater for row in fold.held_out} == {f"rater {number}"}
+        assert {row.author.rater for row in fold.own} == {f"rater {n}" for n in range(5) if n != number}
+        asides.append(frozenset(own))
+    assert len(set(asides)) == 5, "every fold sets others aside"
+
+
+def test_folds_that_leave_nothing_to_measure_are_refused_before_training(base: str, tmp_path: Path) -> None:
+    rows = [ranking("w3", ["w5", "w6"], ((0,), (1,)), rater=f"rater {n}") for n in range(2)]
+    with pytest.raises(DataError, match="fold 1 has no untied ranking left to train on"):
+        train(tmp_path, base, config(cross_validation_folds=2), rows)
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_more_folds_than_raters_are_refused_before_training(base: str, tmp_path: Path) -> None:
     with pytest.raises(DataError, match="cross_validation_folds is 4, but the rankings name only 3 raters"):
         train(tmp_path, base, config(cross_validation_folds=4))
     assert list(tmp_path.iterdir()) == []
-
-
-def test_halves_share_no_prompt_and_leave_none_out() -> None:
-    prompts = [prompt(f"w{n}") for n in range(400)]
-    first = [in_part(one, "first half") for one in prompts]
-    assert [in_part(one, "second half") for one in prompts] == [not inside for inside in first]
-    assert all(in_part(one, "all") for one in prompts)
-    assert 150 < sum(first) < 250
 
 
 def test_the_size_of_micro_batches_changes_nothing(base: str) -> None:

@@ -84,6 +84,14 @@ def test_every_epoch_is_kept_and_the_model_is_the_last(base: str, tmp_path: Path
     assert rows[-1]["loss"] < rows[0]["loss"]
 
 
+def test_the_last_epoch_alone_is_kept_where_nobody_chooses(base: str, tmp_path: Path) -> None:
+    model = train(tmp_path / "last", base, config(keep_epochs="last"), validation=DEMONSTRATIONS[:2])
+    assert not (tmp_path / "last" / "epochs").exists()
+    everything = train(tmp_path / "all", base, config(), validation=DEMONSTRATIONS[:2])
+    assert (model / "model.safetensors").read_bytes() == (everything / "model.safetensors").read_bytes()
+    assert len(read_metrics(tmp_path / "last" / "metrics.jsonl")) == 2 * 3
+
+
 @pytest.mark.parametrize(("mix", "texts"), [(0.0, 0), (0.25, 1), (0.5, 3), (0.1, 0)])
 def test_the_mix_is_a_share_of_the_batch(
     base: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, mix: float, texts: int

@@ -1,8 +1,12 @@
-"""What the commands share: parsing, reading the user's files, and running one stage alone."""
+"""What the commands share: parsing, and reading the user's files."""
 
 from __future__ import annotations
 
+import dataclasses
+import difflib
 import io
+import re
+import typing
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import redirect_stderr
 from pathlib import Path
@@ -11,12 +15,15 @@ from typing import Any, TypeVar
 import tyro
 
 from tastemaker import sources
-from tastemaker.artefacts import run_stage
 from tastemaker.console import say
 from tastemaker.errors import ConfigError
+from tastemaker.records import Demonstration, Prompt, Ranking
 
 Options = TypeVar("Options")
 Record = TypeVar("Record")
+TrainingRecord = TypeVar(
+    "TrainingRecord", Prompt, Demonstration, Ranking
+)  # what people wrote, and may have written of themselves
 
 # A section that a recipe may leave out is set by its fields all the same, and not chosen as a subcommand.
 SETTINGS = (tyro.conf.AvoidSubcommands,)
@@ -31,15 +38,50 @@ def parse(options: type[Options], arguments: Sequence[str], name: str, *, defaul
     """
     prog = f"tastemaker {name}"
     box, settings = io.StringIO(), () if default is None else SETTINGS
+    words = _with_sections_chosen(arguments, _sections(options)) if default is None else list(arguments)
     try:
         with redirect_stderr(box):
-            parsed = tyro.cli(options, args=list(arguments), prog=prog, default=default, config=settings)
+            parsed = tyro.cli(options, args=words, prog=prog, default=default, config=settings)
     except SystemExit as exit_:
         if not exit_.code:  # the help was asked for, and printed
             raise
         raise ConfigError(f"{_sentence(box.getvalue())} `{prog} --help` lists the options.") from None
     assert parsed is not None  # tyro's annotation lets through the None that `default` may be
     return parsed
+
+
+def _sections(options: type[Any]) -> dict[str, str]:
+    """The sections that a command's config may lack, each with the word by which tyro has it chosen."""
+    found = {}
+    config = typing.get_type_hints(options).get("config")
+    for name, kind in typing.get_type_hints(config).items() if dataclasses.is_dataclass(config) else ():
+        choices = typing.get_args(kind)
+        for choice in choices if type(None) in choices else ():
+            if dataclasses.is_dataclass(choice) and isinstance(choice, type):
+                name, word = name.replace("_", "-"), re.sub(r"(?<!^)(?=[A-Z])", "-", choice.__name__).lower()
+                found[name] = f"{name}:{word}"
+    return found
+
+
+def _with_sections_chosen(arguments: Sequence[str], sections: Mapping[str, str]) -> list[str]:
+    """`--lora.rank 4` says that there is a section `lora`; tyro wants `lora:lora-config` before it, behind all else."""
+    if any(word.partition(":")[0] in sections for word in arguments if ":" in word):
+        return list(arguments)  # whoever chooses sections puts things in order
+    options: list[list[str]] = []
+    for word in arguments:
+        if word.startswith("--") or not options:
+            options.append([])
+        options[-1].append(word)
+    places = {name: [o for o in options if _section_of(o[0]) == name] for name in sections}
+    words = [word for option in options if _section_of(option[0]) not in sections for word in option]
+    for name, chosen in sections.items():
+        words += [chosen, *(word for option in places[name] for word in option)] if places[name] else []
+    return words
+
+
+def _section_of(option: str) -> str:
+    section, dot, _ = option.partition("=")[0].removeprefix("--").partition(".")
+    return section.replace("_", "-") if dot else ""
 
 
 def _sentence(box: str) -> str:
@@ -56,30 +98,51 @@ def _sentence(box: str) -> str:
     said, *others = [part for part in parts if part]
     if "Missing from" in said[0]:  # each option stands in its own line, what it means is set further in below it
         missing = [row.split()[0] for row in said[1:] if len(row) - len(row.lstrip()) == 5]
-        return f"Required: {', '.join(missing)}."
+        unknown = [row.split()[0] for part in others if "Unrecognized" in part[0] for row in part[1:]]
+        return " ".join([*_unknown([word for word in unknown if word.startswith("--")], missing), _required(missing)])
     near = [part[1].split()[0] for part in others if "Perhaps you meant" in part[0]]
     return " ".join(" ".join(said).split()).rstrip(".") + "." + (f" Did you mean {near[0]}?" if near else "")
 
 
-def stage(out: Path, stage: str, config: Any, inputs: Mapping[str, Path | str], work: Callable[[Path], None]) -> None:
-    """Run one stage alone: refuse to write over something else, skip what is done, continue what was interrupted."""
-    if out.is_file() or (out.is_dir() and any(out.iterdir()) and not _is_ours(out)):
-        raise ConfigError(f"{out} holds something that is not a stage of ours; give a new folder for --out.")
-    outcome = run_stage(out, stage=stage, config=config, inputs=inputs, work=work)
-    say(f"{out} is up to date" if outcome.skipped else f"{out} written in {outcome.seconds:.0f} s")
+def _required(missing: Sequence[str]) -> str:
+    return f"Required: {', '.join(missing)}."
 
 
-def _is_ours(out: Path) -> bool:
-    return (out / "manifest.json").exists() or (out / "started.json").exists()
+def _unknown(options: Sequence[str], missing: Sequence[str]) -> list[str]:
+    """What is said of each option that is unknown: most often it is a required one, misspelt."""
+    said = []
+    for option in options:
+        close = difflib.get_close_matches(option.partition("=")[0], missing, n=1)
+        said.append(f"Unknown: {option}." + (f" Did you mean {close[0]}?" if close else ""))
+    return said
 
 
 def inputs(options: Any, *names: str) -> dict[str, Path | str]:
+    """What a command's result depends on besides its config: the content of what `names` name, and the seed."""
     return {name: sources.fingerprint(getattr(options, name)) for name in names} | {"seed": str(options.seed)}
 
 
 def read_records(source: str, read: Callable[..., list[Record]], kind: type[Record]) -> list[Record]:
     """Read records; rows that public data sets are known to have and nobody can use are left out, and said to be."""
     return sources.load_reporting(source, read, kind, seed=0)
+
+
+def read_training(
+    source: str, read: Callable[..., list[TrainingRecord]], kind: type[TrainingRecord], *, keep_personal_data: bool
+) -> list[TrainingRecord]:
+    """Read records to train on; those that hold personal data are left out unless they are to be kept, and counted."""
+    from tastemaker.personal_data import without_personal_data
+
+    rows = read_records(source, read, kind)
+    if keep_personal_data:
+        return rows
+    kept, dropped = without_personal_data(rows)
+    if dropped:
+        say(
+            f"{dropped} of the {len(rows)} records of {source} hold personal data or secrets and are left out; "
+            "--keep-personal-data keeps them"
+        )
+    return kept
 
 
 def read_given(source: str | None, read: Callable[..., list[Record]], kind: type[Record]) -> list[Record]:

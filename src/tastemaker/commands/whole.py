@@ -3,20 +3,24 @@
 from __future__ import annotations
 
 import argparse
+import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NoReturn
+from typing import Annotated, Any, NoReturn
 
 import tyro
 
 from tastemaker import sources
+from tastemaker.commands.alone import stage
+from tastemaker.commands.fields import as_toml
 from tastemaker.commands.options import inputs as inputs_of
-from tastemaker.commands.options import parse, read_records, stage
+from tastemaker.commands.options import parse, read_records
 from tastemaker.config import load_recipe
 from tastemaker.console import say
 from tastemaker.errors import ConfigError
 from tastemaker.files import read_prompts
+from tastemaker.ranges import check_seed_and_threads
 from tastemaker.records import Prompt
 
 
@@ -33,18 +37,25 @@ def run(arguments: Sequence[str]) -> None:
     )
     parser.add_argument("recipe", type=Path, help="a TOML file, such as recipes/tiny.toml")
     parser.add_argument("--out", type=Path, required=True, help="the run's folder")
-    parser.add_argument("--fields", action="store_true", help="list the recipe's fields with their values, and stop")
+    parser.add_argument("--fields", action="store_true", help="print the whole recipe, every field with its value")
     known, overrides = parser.parse_known_args(list(arguments))
     recipe = load_recipe(known.recipe, Recipe)
-    if known.fields or overrides:
-        extra = ["--help"] if known.fields else overrides
-        recipe = parse(Recipe, extra, "run RECIPE", default=recipe)
+    if overrides:
+        recipe = parse(Recipe, overrides, "run RECIPE", default=recipe)
+    if known.fields:
+        print(as_toml(recipe), end="")
+        return
     run_pipeline(recipe, known.out)
 
 
 class _Parser(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
         raise ConfigError(f"{message}. `{self.prog} --help` lists the options.")
+
+
+def _also(name: str) -> Any:
+    """Another spelling of an option: decoding is a section of its own where there are many sections."""
+    return tyro.conf.arg(aliases=[name])
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -62,16 +73,21 @@ class _EvaluateOptions:
     """A reward model's folder, or a Python function module:function."""
     out: Path
     """The folder to write: results.json and responses.jsonl."""
-    max_new_tokens: int = 256
-    """Where a response is cut off."""
-    temperature: float = 1.0
+    max_new_tokens: Annotated[int, _also("--decoding.max-new-tokens")] = 256
+    """Where a response is cut off; `--decoding.max-new-tokens`, as ppo has it, is the same."""
+    temperature: Annotated[float, _also("--decoding.temperature")] = 1.0
     """Logits are divided by it."""
-    greedy: bool = False
+    greedy: Annotated[bool, _also("--decoding.greedy")] = False
     """Take the likeliest token each time."""
+    replace: bool = False
+    """Write over a finished result of other settings in OUT."""
     seed: int = 0
     """Everything random follows from it."""
     threads: int | None = None
     """Processor threads (none: all)."""
+
+    def __post_init__(self) -> None:
+        check_seed_and_threads(self)
 
 
 def evaluate(arguments: Sequence[str]) -> None:
@@ -79,29 +95,40 @@ def evaluate(arguments: Sequence[str]) -> None:
     from tastemaker.evaluation_alone import evaluate_alone
     from tastemaker.responses import DecodingConfig
 
+    _check_pairs(arguments)
     options = parse(_EvaluateOptions, arguments, "evaluate")
     if len(options.policies) < 2:
         raise ConfigError("give at least two policies to compare: --policies new PATH old PATH.")
-    rows = read_records(options.data, read_prompts, Prompt)
     decoding = DecodingConfig(
         max_new_tokens=options.max_new_tokens, temperature=options.temperature, greedy=options.greedy
     )
+    rows = read_records(options.data, read_prompts, Prompt)
 
     def work(folder: Path) -> None:
         evaluate_alone(
             folder, options.policies, rows, options.judge, decoding, seed=options.seed, threads=options.threads
         )
 
-    inputs: dict[str, Path | str] = {name: sources.fingerprint(path) for name, path in options.policies.items()}
-    inputs |= inputs_of(options, "data", "judge")
-    stage(options.out, "evaluate", decoding, inputs, work)
+    inputs = inputs_of(options, "data", "judge") | {"order": json.dumps(list(options.policies))}
+    inputs |= {f"policy/{name}": sources.fingerprint(path) for name, path in options.policies.items()}
+    stage(options.out, "evaluate", decoding, inputs, work, replace=options.replace)
+
+
+def _check_pairs(arguments: Sequence[str]) -> None:
+    """Of `--policies new PATH old PATH` the parser only knows that it failed."""
+    words = list(arguments)
+    if "--policies" in words:
+        rest = words[words.index("--policies") + 1 :]
+        given = next((place for place, word in enumerate(rest) if word.startswith("-")), len(rest))
+        if given % 2:
+            raise ConfigError(f"--policies takes names and folders in pairs: new PATH old PATH; {given} were given.")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _ReportOptions:
     """Write OUT/report.html from what a run has measured so far."""
 
-    out: tyro.conf.Positional[Path]
+    out: Annotated[tyro.conf.Positional[Path], tyro.conf.arg(metavar="OUT")]
     """The run's folder."""
 
 

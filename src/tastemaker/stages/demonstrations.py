@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from tastemaker.panel import Panel, collect
+from tastemaker.ranges import check_range
 from tastemaker.records import Demonstration, Prompt
 from tastemaker.store import LabelService
 from tastemaker.store.tasks import Guideline, NewItem, StudyConfig
@@ -31,6 +32,10 @@ class DemonstrationsConfig:
     validation: int | None = None
     """Validation prompts that get one (none: all)."""
 
+    def __post_init__(self) -> None:
+        check_range(self, "train", least=1)
+        check_range(self, "validation", least=0)
+
 
 def collect_demonstrations(
     service: LabelService, prompts: Sequence[Prompt], panel: Panel, *, study: str
@@ -39,5 +44,12 @@ def collect_demonstrations(
     config = StudyConfig(
         name=study, kind="demonstration", purpose="training", rater_group=panel.group, guideline=TRAINING_GUIDELINE
     )
-    collect(service, config, [NewItem(key=prompt.key, prompt=prompt) for prompt in prompts], panel)
-    return service.demonstrations(study)
+    items = [NewItem(key=prompt.key, prompt=prompt) for prompt in prompts]
+    return collect(
+        service,
+        config,
+        items,
+        panel,
+        read=service.demonstrations,
+        slot=lambda answer: (answer.prompt.key, answer.author.rater),
+    )

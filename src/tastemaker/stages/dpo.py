@@ -6,12 +6,12 @@ Log-probs are sums over response tokens, the end token included, never means. IP
 smoothing (conservative DPO) are variants of the loss.
 
 The share of pairs whose implicit reward, beta (log pi - log pi_ref), is higher for the chosen response is reported on
-held-out rankings: DPO's answer to the reward model's accuracy.
+held-out rankings: DPO's answer to the reward model's accuracy. Where the two are equal, as all are at step 0, a pair
+counts half.
 """
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -25,13 +25,19 @@ from tastemaker.checkpoint import load_policy, save_policy
 from tastemaker.corpus import permutation
 from tastemaker.errors import ConfigError, DataError
 from tastemaker.files import write_json
+from tastemaker.halves import Part, in_part
 from tastemaker.losses import dpo_loss
 from tastemaker.model import LanguageModel, check_fits
 from tastemaker.packing import microbatches, pack, response_sources
+from tastemaker.ranges import check_range
 from tastemaker.records import Ranking
 from tastemaker.statistics import accuracy
 from tastemaker.training import Loss, OptimizerConfig, Trainer
 from tastemaker.training.loop import ModuleState, run_steps
+
+# By how much two forward passes over the same tokens differ in summed log-prob, relative to its size: packed with
+# other sequences, the sums of float32 come out up to 5e-7 apart.
+ROUNDING = 2e-6
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -41,6 +47,8 @@ class DpoConfig:
     kind: Literal["dpo"] = "dpo"
     init: str
     """What DPO starts from and is held to: in a recipe an SFT variant, alone a model folder."""
+    part: Part = "all"
+    """Which training prompts to learn from: not those of a reward model that is to judge the result."""
     beta: float = 0.1
     """How strongly the policy is held to where it started."""
     variant: Literal["sigmoid", "ipo"] = "sigmoid"
@@ -59,12 +67,9 @@ class DpoConfig:
     """Optimizer steps between checkpoints."""
 
     def __post_init__(self) -> None:
-        if self.epochs < 1 or self.batch_size < 1:
-            raise ConfigError(f"epochs is {self.epochs}, batch_size {self.batch_size}; both must be at least 1.")
-        if not 0 < self.beta < math.inf:
-            raise ConfigError(f"beta is {self.beta}; it must be a number above 0.")
-        if not 0 <= self.label_smoothing < 0.5:
-            raise ConfigError(f"label_smoothing is {self.label_smoothing}; it must be from 0 to below 0.5.")
+        check_range(self, "epochs", "batch_size", "microbatch_tokens", "checkpoint_every", least=1)
+        check_range(self, "beta", above=0)
+        check_range(self, "label_smoothing", least=0, below=0.5)
         if self.label_smoothing and self.variant == "ipo":
             raise ConfigError("label_smoothing is a variant of the sigmoid loss; leave it at 0 with variant = 'ipo'.")
 
@@ -99,6 +104,7 @@ def train_dpo(
         DataError: no ranking has an untied pair.
     """
     policy = load_policy(init).to(device)
+    rankings = [ranking for ranking in rankings if in_part(ranking.prompt, config.part)]
     pairs, held_out = as_pairs(rankings, policy), as_pairs(validation, policy)
     if not pairs:
         raise DataError("no ranking prefers one response to another, so there is nothing to learn; give untied ones.")
@@ -201,7 +207,7 @@ def _pair_loss(
     )
     gain_B = (margin_B - ref_margin_B).detach()
     sums = {
-        "accuracy": float((gain_B > 0).sum()),
+        "accuracy": float(correct_pairs(logprob_B2.detach(), ref_B2).sum()),
         "margin": float(config.beta * gain_B.sum()),
         "chosen": float(logprob_B2[:, 0].detach().sum()),
         "rejected": float(logprob_B2[:, 1].detach().sum()),
@@ -209,11 +215,18 @@ def _pair_loss(
     return Loss(loss, sums)
 
 
+def correct_pairs(logprob_P2: Tensor, reference_P2: Tensor) -> Tensor:
+    """1 where the implicit reward is higher for the chosen response, 0 where lower, 0.5 where equal up to rounding."""
+    gain_P2 = logprob_P2 - reference_P2
+    gain_P = gain_P2[:, 0] - gain_P2[:, 1]
+    rounding_P = ROUNDING * (1 + reference_P2.abs().sum(dim=1))
+    return torch.where(gain_P.abs() <= rounding_P, 0.5, (gain_P > 0).float())
+
+
 def _measure(
     policy: LanguageModel, pairs: Sequence[Pair], reference_P2: Tensor, config: DpoConfig, trainer: Trainer
 ) -> dict[str, Any]:
     logprob_P2 = pair_logprobs(policy, pairs, config, trainer)
-    gain_P = (logprob_P2 - reference_P2)[:, 0] - (logprob_P2 - reference_P2)[:, 1]
-    correct = [1.0 if gain > 0 else 0.5 if gain == 0 else 0.0 for gain in gain_P.tolist()]
-    estimate = accuracy(correct, [pair.prompt_key for pair in pairs])
+    correct_P = correct_pairs(logprob_P2, reference_P2)
+    estimate = accuracy(correct_P.tolist(), [pair.prompt_key for pair in pairs])
     return {"accuracy": estimate.value, "n": estimate.n, "ci95": [estimate.ci95.low, estimate.ci95.high]}

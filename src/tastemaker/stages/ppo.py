@@ -15,7 +15,6 @@ Dimensions in names: B rollouts, T response tokens, M the response tokens of a m
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
@@ -27,14 +26,16 @@ import torch
 from torch import Tensor, nn
 
 from tastemaker.checkpoint import load_policy, load_reward_model, new_reward_model, save_policy
+from tastemaker.clipping import explained_variance, ratio_sums, value_sums
 from tastemaker.console import say
 from tastemaker.corpus import encode_texts, next_token_places, permutation, shuffled_forever, text_loss
-from tastemaker.errors import ConfigError, DataError, TrainingError
+from tastemaker.errors import ConfigError, DataError, ModelError, TrainingError
 from tastemaker.generation import FinishReason, Generator, Rollout
 from tastemaker.lora import LoraConfig, adapters_off, add_adapters
 from tastemaker.losses import adaptive_kl_coef, gae, policy_loss, ptx_loss, shaped_rewards, value_loss, whiten
-from tastemaker.model import LanguageModel, RewardModel
+from tastemaker.model import LanguageModel, RewardModel, context_length
 from tastemaker.packing import Packed, microbatches, pack, pad_rows, response_sources
+from tastemaker.ranges import check_range
 from tastemaker.records import Prompt, Text
 from tastemaker.responses import DecodingConfig, as_response, fitting_prompts, sampling_for, seed_for
 from tastemaker.scoring import Scorer
@@ -51,6 +52,9 @@ class AdaptiveKl:
     """Nats a response."""
     horizon: float = 10_000.0
     """Episodes over which the controller acts."""
+
+    def __post_init__(self) -> None:
+        check_range(self, "target", "horizon", above=0)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -131,18 +135,12 @@ class PpoConfig:
             raise ConfigError("value_function = 'shared' cannot train a frozen trunk; use 'separate' with lora.")
 
     def _check_ranges(self) -> None:
-        for name in ("iterations", "batch_size", "minibatches", "inner_epochs", "microbatch_tokens"):
-            if getattr(self, name) < 1:
-                raise ConfigError(f"{name} is {getattr(self, name)}; it must be at least 1.")
-        for name in ("clip", "value_clip", "ptx_examples_per_episode"):
-            if not 0 < getattr(self, name) < math.inf:
-                raise ConfigError(f"{name} is {getattr(self, name)}; it must be a number above 0.")
-        for name in ("kl_coef", "ptx_coef", "truncation_penalty", "value_coef"):
-            if not 0 <= getattr(self, name) < math.inf:
-                raise ConfigError(f"{name} is {getattr(self, name)}; it must be a number, 0 or above.")
-        for name in ("gamma", "lam", "ema_decay"):
-            if not 0 <= getattr(self, name) <= 1:
-                raise ConfigError(f"{name} is {getattr(self, name)}; it must be from 0 to 1.")
+        check_range(self, "iterations", "batch_size", "minibatches", "inner_epochs", "microbatch_tokens", least=1)
+        check_range(self, "keep_every", "checkpoint_every", least=1)
+        check_range(self, "max_text_tokens", least=2)  # a piece's first token is not predicted
+        check_range(self, "clip", "value_clip", "ptx_examples_per_episode", above=0)
+        check_range(self, "kl_coef", "ptx_coef", "truncation_penalty", "value_coef", "warmup_iterations", least=0)
+        check_range(self, "gamma", "lam", "ema_decay", least=0, most=1)
 
     @property
     def steps_per_iteration(self) -> int:
@@ -238,6 +236,7 @@ class PpoRun:
         self.reference = self._freeze_reference(init, device)
         self.value: RewardModel | SharedValue = self._value_function(init, reward, device)
         self.prompts, self.prompt_ids = fitting_prompts(prompts, self.policy, config.decoding.max_new_tokens)
+        self._check_value_context(reward)
         self.texts = self._pieces(pretraining) if config.ptx_coef else []
         self.heldout_pieces = self._pieces(heldout_text) if heldout_text else []
         total = config.iterations * config.steps_per_iteration
@@ -395,6 +394,19 @@ class PpoRun:
             say("the reward model has another tokenizer; the value function starts from the policy's trunk")
         return new_reward_model(init, seed=self.seed).to(device)
 
+    def _check_value_context(self, reward: str | None) -> None:
+        """The value function reads whole responses behind their prompts, as the policy does."""
+        if isinstance(self.value, SharedValue):
+            return
+        longest = max(map(len, self.prompt_ids)) + self.config.decoding.max_new_tokens
+        context = context_length(self.value.library.config)
+        if longest > context:
+            raise ModelError(
+                f"the value function starts from {reward}, whose context is {context} tokens, but a prompt with its "
+                f"response may take {longest}; give a reward model with a longer context, shorter prompts or a lower "
+                "decoding.max_new_tokens."
+            )
+
     def _pieces(self, texts: Sequence[Text]) -> list[list[int]]:
         limit = min(self.config.max_text_tokens, self.policy.context)
         return encode_texts(texts, self.policy.tokenizer, max_tokens=limit)
@@ -458,12 +470,13 @@ class PpoRun:
         mask_BT, old_BT = experience.mask_BT[rows], experience.old_logprob_BT[rows]
         advantage_BT = experience.advantage_BT[rows]
         loss = policy_loss(logprob_BT, old_BT, advantage_BT, mask_BT, clip=config.clip, num_tokens=num_tokens)
-        sums = ratio_sums(logprob_BT.detach(), old_BT, mask_BT, clip=config.clip)
+        sums = ratio_sums(logprob_BT.detach(), old_BT, advantage_BT, mask_BT, clip=config.clip)
         self.ratio_max = max(self.ratio_max, sums.pop("largest"))
         if hidden_ND is not None and isinstance(self.value, SharedValue):
             value_BT, _ = self._as_rows(self.value.read(hidden_ND, source_M), experience, group)
             error = self._value_error(value_BT, experience, rows, num_tokens)
-            loss, sums["value_loss"] = loss + config.value_coef * error, float(error.detach())
+            loss = loss + config.value_coef * error.value
+            sums |= {**error.sums, "value_loss": float(error.value.detach())}
         return Loss(loss, sums)
 
     def _value_step(self, trainer: Trainer, experience: Experience, chosen: Sequence[int]) -> StepReport:
@@ -473,18 +486,13 @@ class PpoRun:
     def _value_loss(self, experience: Experience, group: Sequence[int], num_tokens: float) -> Loss:
         packed, source_M = self._pack(*experience.ids, group)
         value_BT, _ = self._as_rows(self._values(packed, source_M), experience, group)
-        return Loss(self._value_error(value_BT, experience, list(group), num_tokens))
+        return self._value_error(value_BT, experience, list(group), num_tokens)
 
-    def _value_error(self, value_BT: Tensor, experience: Experience, rows: Sequence[int], num_tokens: float) -> Tensor:
-        index = list(rows)
-        return value_loss(
-            value_BT,
-            experience.value_BT[index],
-            experience.return_BT[index],
-            experience.mask_BT[index],
-            clip=self.config.value_clip,
-            num_tokens=num_tokens,
-        )
+    def _value_error(self, value_BT: Tensor, experience: Experience, rows: Sequence[int], num_tokens: float) -> Loss:
+        index, clip = list(rows), self.config.value_clip
+        given = experience.value_BT[index], experience.return_BT[index], experience.mask_BT[index]
+        sums = value_sums(value_BT.detach(), *given, clip=clip)
+        return Loss(value_loss(value_BT, *given, clip=clip, num_tokens=num_tokens), sums)
 
     def _as_rows(self, value_M: Tensor, experience: Experience, group: Sequence[int]) -> tuple[Tensor, Tensor]:
         counts = [experience.response_lengths[index] for index in group]
@@ -540,6 +548,7 @@ class PpoRun:
             "grad_norm": sum(report.grad_norm for report in policy) / len(policy),
             "learning_rate": policy[-1].learning_rate,
             "clip_fraction": sum(report.sums["clipped"] for report in policy) / tokens,
+            "value_clip_fraction": sum(report.sums["value_clipped"] for report in value or policy) / tokens,
             "approx_kl": 0.5 * sum(report.sums["square_log_ratio"] for report in policy) / tokens,
             "ratio_mean": sum(report.sums["ratio"] for report in policy) / tokens,
             "ratio_max": self.ratio_max,
@@ -566,22 +575,3 @@ class _Controller:
 
     def load_state(self, state: Mapping[str, Any]) -> None:
         self.run.kl_coef = float(state["kl_coef"])
-
-
-def ratio_sums(logprob_BT: Tensor, old_logprob_BT: Tensor, mask_BT: Tensor, *, clip: float) -> dict[str, float]:
-    """What is reported about the ratio: sums over the tokens that count, and the largest."""
-    log_ratio_M = (logprob_BT - old_logprob_BT)[mask_BT]
-    ratio_M = log_ratio_M.exp()
-    return {
-        "clipped": float(((ratio_M - 1).abs() > clip).sum()),
-        "square_log_ratio": float((log_ratio_M**2).sum()),
-        "abs_log_ratio": float(log_ratio_M.abs().sum()),
-        "ratio": float(ratio_M.sum()),
-        "largest": float(ratio_M.max()) if len(ratio_M) else 0.0,
-    }
-
-
-def explained_variance(value_M: Tensor, return_M: Tensor) -> float:
-    """1 - Var(return - value) / Var(return); 0 where the returns do not vary."""
-    spread = float(return_M.var(unbiased=False))
-    return 0.0 if spread == 0 else 1 - float((return_M - value_M).var(unbiased=False)) / spread

@@ -16,23 +16,22 @@ from __future__ import annotations
 
 import hashlib
 import json
-import re
 import unicodedata
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from functools import cache
 from itertools import chain
 from typing import Literal, get_args
 
 import phonenumbers
-from stdnum import iban, luhn
 
 from tastemaker.errors import ConfigError, DataError
+from tastemaker.personal_data import PHONE_REGIONS, Kind, find_personal_data, personal_data_in
+from tastemaker.ranges import MAX_SEED, check_range
 from tastemaker.records import Prompt, Split, messages_hash, with_about
 
 Reason = Literal["too_long", "other_language", "duplicate", "shared_prefix", "over_user_limit", "personal_data"]
-Kind = Literal["email", "phone", "card", "iban", "secret"]
 
 LANGUAGE = "language"
 UNDETERMINED = "und"  # ISO 639-2 for a language that cannot be told
@@ -60,27 +59,27 @@ class PromptsConfig:
     """Share of users whose prompts are for the final evaluation."""
     filter_personal_data: bool = True
     """Drop training prompts in which personal data or secrets are found."""
-    phone_regions: tuple[str, ...] = ("US",)
+    phone_regions: tuple[str, ...] = PHONE_REGIONS
     """Regions whose telephone numbers are found without their +country prefix."""
     languages: tuple[str, ...] = ()
     """Languages to keep (codes such as "en"); none named keeps all. Prompts too short to tell are always kept."""
     test_source: str | None = None
-    """Further prompts that are all for the final evaluation, such as a public set of instructions."""
+    """Further prompts that are all for the final evaluation, such as a public set of instructions. Prompts of either
+    source that name no category then have their file's name as category, so that results are told apart."""
     first_turn_only: bool = False
     """Keep only a conversation's first user turn (and what the system says before it) as the prompt."""
     seed: int = 0
     """Chooses the users of each split. Apart from the run's seed, so that training again does not move users."""
 
     def __post_init__(self) -> None:
-        for name in ("prefix_characters", "max_per_user", "max_characters"):
-            value = getattr(self, name)
-            if value is not None and value < 1:
-                raise ConfigError(f"{name} is {value}; it must be at least 1.")
+        check_range(self, "prefix_characters", "max_per_user", "max_characters", least=1)
+        check_range(self, "validation_share", "test_share", least=0, below=1)
+        check_range(self, "seed", least=0, most=MAX_SEED)
         shares = self.validation_share, self.test_share
-        if min(shares) < 0 or sum(shares) >= 1:
+        if sum(shares) >= 1:
             raise ConfigError(
-                f"validation_share is {shares[0]} and test_share {shares[1]}; neither may be negative, and together "
-                "they must leave some users for training."
+                f"validation_share is {shares[0]} and test_share {shares[1]}; together they must leave some users for "
+                "training."
             )
         unknown = sorted(set(self.phone_regions) - phonenumbers.SUPPORTED_REGIONS)
         if unknown:
@@ -143,17 +142,9 @@ def take_in(prompts: Sequence[Prompt], config: PromptsConfig) -> tuple[list[Prom
     found: dict[str, tuple[Kind, ...]] = {}
     if config.filter_personal_data:
         training = [prompt for prompt in kept if prompt.about.split == "train"]
-        found = {prompt.key: _personal_data_in(prompt, config.phone_regions) for prompt in training}
+        found = {prompt.key: personal_data_in(prompt, config.phone_regions) for prompt in training}
         drop("personal_data", lambda prompt: bool(found.get(prompt.key)))
     return kept, _report(len(prompts), kept, dropped, Counter(chain.from_iterable(found.values())))
-
-
-def first_turn(prompt: Prompt) -> Prompt:
-    """The prompt up to its first user turn; a prompt that was longer loses its id, since it is another prompt now."""
-    count = next(place for place, message in enumerate(prompt.messages, 1) if message.role == "user")
-    if count == len(prompt.messages):
-        return prompt
-    return with_about(replace(prompt, messages=prompt.messages[:count]), id=None)
 
 
 def overlap(a: Iterable[Prompt], b: Iterable[Prompt]) -> list[str]:
@@ -305,89 +296,3 @@ def _language_identifier():  # type: ignore[no-untyped-def]  # py3langid has no 
     from py3langid.langid import MODEL_FILE, LanguageIdentifier  # its model takes most of a second to load
 
     return LanguageIdentifier.from_model_file(MODEL_FILE, norm_probs=True)
-
-
-# --- personal data --------------------------------------------------------------------------------------------------
-
-# The quantifiers are bounded and begin at a boundary, so that no long word makes them slow.
-EMAIL = re.compile(r"(?<![\w.%+-])(?!git@)[\w.%+-]{1,64}@(?:[A-Za-z0-9-]{1,63}\.){1,8}[A-Za-z]{2,24}(?![\w-])")
-
-CARD = re.compile(
-    r"(?<![\w.,-])(?:\d{14,19}|\d{4}([ -])\d{4}\1\d{4}\1\d{4}|3[47]\d\d([ -])\d{6}\2\d{5})(?![\w]|[.,]\d)"
-)
-# Numbers that issuers give out, by length: Visa; Mastercard; American Express; Discover and JCB; Diners; UnionPay. The
-# check digit alone would take every tenth long number for a card. Visa's old numbers of 13 digits are left out.
-ISSUED_CARD = re.compile(
-    r"4\d{15}(?:\d{3})?|(?:5[1-5]|2[2-7])\d{14}|3[47]\d{13}|(?:6011|65\d\d|64[4-9]\d|35\d\d)\d{12}|3[0689]\d{12}"
-    r"|62\d{14,17}"
-)
-
-IBAN_START = re.compile(r"(?<![A-Za-z0-9])(?=[A-Za-z]{2}\d{2}[ -]?[A-Za-z0-9])")
-IBAN_RUN = re.compile(r"(?:[A-Za-z0-9][ -]?){15,34}")
-
-SECRETS = tuple(
-    re.compile(pattern)
-    for pattern in (
-        r"-----BEGIN [A-Z ]{0,30}PRIVATE KEY-----",
-        r"(?<![A-Za-z0-9_-])sk-(?=[\w-]*\d)[\w-]{20,}",  # OpenAI, Anthropic
-        r"(?<![A-Za-z0-9_])[rs]k_(?:live|test)_[A-Za-z0-9]{16,}",  # Stripe
-        r"(?<![A-Za-z0-9])A(?:KIA|SIA)[0-9A-Z]{16}(?![A-Za-z0-9])",  # AWS
-        r"(?<![A-Za-z0-9])AIza[\w-]{35}(?![\w-])",  # Google
-        r"(?<![A-Za-z0-9])gh[oprsu]_[A-Za-z0-9]{36,}",  # GitHub
-        r"(?<![A-Za-z0-9])github_pat_\w{22,}",
-        r"(?<![A-Za-z0-9])glpat-[\w-]{20,}",  # GitLab
-        r"(?<![A-Za-z0-9])hf_[A-Za-z0-9]{34,}",  # Hugging Face
-        r"(?<![A-Za-z0-9])npm_[A-Za-z0-9]{36}(?![A-Za-z0-9])",
-        r"(?<![A-Za-z0-9])xox[abeprs]-[A-Za-z0-9-]{10,}",  # Slack
-        r"(?<![A-Za-z0-9])SG\.[\w-]{22}\.[\w-]{43}(?![\w-])",  # SendGrid
-        r"(?<![A-Za-z0-9])eyJ[\w-]{10,}\.eyJ[\w-]{10,}\.[\w-]{10,}",  # JSON web token
-        r"://[^\s:/@]{1,64}:[^\s:/@]{3,64}@[A-Za-z0-9]",  # user:password@host
-        # A value given to a name that says secret: eight characters or more with a letter and a digit among them.
-        r"(?i)(?<![A-Za-z0-9])(?:password|passwd|api[_ -]?key|secret[_ -]?key|access[_ -]?token)[\"']?"
-        r"\s{0,3}[:=]\s{0,3}[\"']?(?=\S{0,64}\d)(?=\S{0,64}[A-Za-z])[\w+/=.!@#$%^&*~-]{8,128}(?=[\s\"',;]|$)",
-    )
-)
-
-
-def find_personal_data(text: str, *, phone_regions: Sequence[str] = ("US",)) -> tuple[Kind, ...]:
-    """The kinds of personal data and secrets found in a text: "email", "phone", "card", "iban", "secret"."""
-    found: Mapping[Kind, bool] = {
-        "email": EMAIL.search(text) is not None,
-        "phone": any(True for _ in _phone_numbers(text, phone_regions)),
-        "card": any(_is_card(match.group()) for match in CARD.finditer(text)),
-        "iban": any(_begins_with_iban(text, match.start()) for match in IBAN_START.finditer(text)),
-        "secret": any(pattern.search(text) for pattern in SECRETS),
-    }
-    return tuple(kind for kind, is_found in found.items() if is_found)
-
-
-def _personal_data_in(prompt: Prompt, phone_regions: Sequence[str]) -> tuple[Kind, ...]:
-    return find_personal_data("\n".join(turn.content for turn in prompt.messages), phone_regions=phone_regions)
-
-
-def _phone_numbers(text: str, regions: Sequence[str]) -> Iterator[str]:
-    """Numbers grouped as their country groups them.
-
-    Bare digits without a plus are left: on real prompts they were sums and order numbers, never telephones. So were
-    digits after a plus and a space.
-    """
-    for region in dict.fromkeys((*regions, None)):
-        matcher = phonenumbers.PhoneNumberMatcher(text, region, leniency=phonenumbers.Leniency.EXACT_GROUPING)
-        for match in matcher:
-            number = match.raw_string
-            if not number.isdigit() and not number.startswith("+ "):
-                yield number
-
-
-def _is_card(text: str) -> bool:
-    digits = re.sub(r"\D", "", text)
-    return ISSUED_CARD.fullmatch(digits) is not None and bool(luhn.is_valid(digits))
-
-
-def _begins_with_iban(text: str, start: int) -> bool:
-    """Whether an account number begins here. How long one is depends on its country, so each end is tried."""
-    run = IBAN_RUN.match(text, start)
-    if run is None:
-        return False
-    ends = (end for end in range(start + 15, run.end() + 1) if not text[end : end + 1].isalnum())
-    return any(iban.is_valid(text[start:end]) for end in ends)

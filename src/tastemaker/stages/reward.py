@@ -12,7 +12,6 @@ The score is read at the last token: the end token, or the last token of a respo
 
 from __future__ import annotations
 
-import hashlib
 import json
 import random
 from collections.abc import Sequence
@@ -30,9 +29,11 @@ from tastemaker.checkpoint import new_reward_model, save_reward_model
 from tastemaker.corpus import permutation
 from tastemaker.errors import ConfigError, DataError
 from tastemaker.files import atomic_write, write_json
+from tastemaker.halves import Part, in_part
 from tastemaker.losses import ranking_loss
 from tastemaker.model import RewardModel
 from tastemaker.packing import microbatches, pack
+from tastemaker.ranges import check_range
 from tastemaker.records import Demonstration, Prompt, Ranking, Response
 from tastemaker.scoring import ModelScorer, encode_for_reward
 from tastemaker.statistics import accuracy, calibration_curve
@@ -48,7 +49,7 @@ class RewardConfig:
 
     init: str = "baseline"
     """In a recipe, the SFT variant to start from; alone, `--model` says it."""
-    part: Literal["all", "first half", "second half"] = "all"
+    part: Part = "all"
     """Which training prompts to learn from. Two models on different halves are independent judges of each other."""
     epochs: int = 1
     """Passes over the rankings. More overfit quickly (C.2)."""
@@ -70,8 +71,8 @@ class RewardConfig:
     """Optimizer steps between checkpoints."""
 
     def __post_init__(self) -> None:
-        if self.epochs < 1 or self.batch_size < 1:
-            raise ConfigError(f"epochs is {self.epochs}, batch_size {self.batch_size}; both must be at least 1.")
+        check_range(self, "epochs", "batch_size", "microbatch_tokens", "checkpoint_every", "max_tokens", least=1)
+        check_range(self, "cross_validation_folds", least=0)
         if self.cross_validation_folds == 1:
             raise ConfigError("cross_validation_folds is 1; give 0 for none, or at least 2.")
 
@@ -111,11 +112,7 @@ def train_reward_model(
     rankings = [ranking for ranking in rankings if in_part(ranking.prompt, config.part)]
     if not any(len(ranking.order) > 1 for ranking in rankings):
         raise DataError("no ranking prefers one response to another, so there is nothing to learn; give untied ones.")
-    if len(raters_of(rankings)) < config.cross_validation_folds:
-        raise DataError(
-            f"cross_validation_folds is {config.cross_validation_folds}, but the rankings name only "
-            f"{len(raters_of(rankings))} raters; give fewer folds or more raters."
-        )
+    folds = rater_folds(rankings, config.cross_validation_folds)
     model = _train(folder, config, init, rankings, validation, device, seed, name=f"reward {folder.name}")
     scorer = ModelScorer(model, budget=config.microbatch_tokens, precision=config.optimizer.precision)
     if demonstrations:
@@ -123,21 +120,19 @@ def train_reward_model(
         responses = [Response(text=demonstration.response) for demonstration in demonstrations]
         model.offset += float(np.mean(scorer(prompts, responses)))
     results: dict[str, Any] = {"demonstrations_centred": len(demonstrations), "offset": float(model.offset)}
-    results |= measure(scorer, validation) if validation else measure(scorer, rankings) | {"on": "training rankings"}
-    write_pairs(folder / "pairs.jsonl", scorer, validation)
+    pairs = scored_pairs(scorer, validation or rankings)
+    results |= measure(pairs)
+    if validation:
+        write_pairs(folder / "pairs.jsonl", pairs)
+    else:
+        results["on"] = "training rankings"
     if held_out_raters:
-        results["held_out_raters"] = measure(scorer, held_out_raters)
-    if config.cross_validation_folds:
-        results["cross_validation"] = cross_validate(folder, config, init, rankings, device, seed)
+        results["held_out_raters"] = measure(scored_pairs(scorer, held_out_raters))
+    if folds:
+        results["cross_validation"] = cross_validate(folder, config, init, folds, device, seed)
     save_reward_model(folder / "model", model)
     write_json(folder / "results.json", results)
     return folder / "model"
-
-
-def in_part(prompt: Prompt, part: Literal["all", "first half", "second half"]) -> bool:
-    """Whether a prompt belongs to a half; halves are drawn by a hash of the prompt's key."""
-    digest = hashlib.blake2b(prompt.key.encode(), digest_size=1).digest()
-    return part == "all" or (digest[0] < 128) == (part == "first half")
 
 
 def as_elements(rankings: Sequence[Ranking], model: RewardModel) -> list[Element]:
@@ -289,9 +284,8 @@ def scored_pairs(scorer: ModelScorer, rankings: Sequence[Ranking]) -> list[Score
     return pairs
 
 
-def measure(scorer: ModelScorer, rankings: Sequence[Ranking]) -> dict[str, Any]:
-    """Accuracy on the untied pairs of responses with different texts, its interval by prompt, and calibration."""
-    pairs = scored_pairs(scorer, rankings)
+def measure(pairs: Sequence[ScoredPair]) -> dict[str, Any]:
+    """Accuracy on untied pairs of responses with different texts, its interval by prompt, and calibration."""
     if not pairs:
         raise DataError("the rankings to measure on have no untied pair of different responses.")
     gaps, agreed = [pair.gap for pair in pairs], [pair.agreed for pair in pairs]
@@ -310,12 +304,10 @@ def measure(scorer: ModelScorer, rankings: Sequence[Ranking]) -> dict[str, Any]:
     }
 
 
-def write_pairs(path: Path, scorer: ModelScorer, rankings: Sequence[Ranking]) -> None:
+def write_pairs(path: Path, pairs: Sequence[ScoredPair]) -> None:
     """The held-out pairs with their score gaps, for paired tests against other models."""
-    if not rankings:
-        return
     with atomic_write(path) as file:
-        for pair in scored_pairs(scorer, rankings):
+        for pair in pairs:
             row = {
                 "prompt": pair.ranking.prompt.key,
                 "rater": pair.ranking.author.rater,
@@ -331,35 +323,80 @@ def raters_of(rankings: Sequence[Ranking]) -> list[str]:
     return sorted({ranking.author.rater or "" for ranking in rankings})
 
 
-def cross_validate(
-    folder: Path, config: RewardConfig, init: str, rankings: Sequence[Ranking], device: torch.device, seed: int
-) -> dict[str, Any]:
-    """Accuracy on raters who were held out, over folds of raters (E.2): does the model learn taste or these people?
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Fold:
+    """One group of raters held out: what is trained on, and on whose rankings of other prompts it is measured."""
 
-    Each fold trains on the rankings of the other folds' raters, and is measured on the held-out raters' rankings and,
-    for comparison, on a tenth of the training raters' own that it did not train on.
+    train: list[Ranking]
+    own: list[Ranking]
+    held_out: list[Ranking]
+
+
+def rater_folds(rankings: Sequence[Ranking], count: int) -> list[Fold]:
+    """Every rater in one of `count` groups, each group held out once.
+
+    No prompt that is measured on is trained on, by whomever it was ranked. So a tenth of the prompts is set aside: of
+    those that both groups ranked, and of those that only the training raters did.
+
+    Raises:
+        DataError: there are fewer raters than folds, or nothing is left to train or to measure on.
     """
     raters, folds = raters_of(rankings), []
-    for fold in range(config.cross_validation_folds):
-        out = set(raters[fold :: config.cross_validation_folds])
-        inside = [ranking for ranking in rankings if (ranking.author.rater or "") not in out]
-        prompts = sorted({ranking.prompt.key for ranking in inside})
-        aside = set(prompts[fold::10])
-        train = [ranking for ranking in inside if ranking.prompt.key not in aside]
-        place = folder / CHECKPOINT / f"fold-{fold + 1}"
-        model = _train(place, config, init, train, (), device, seed + fold, name=f"fold {fold + 1}")
-        scorer = ModelScorer(model, budget=config.microbatch_tokens, precision=config.optimizer.precision)
-        held_out = [ranking for ranking in rankings if (ranking.author.rater or "") in out]
-        own = [ranking for ranking in inside if ranking.prompt.key in aside]
-        folds.append(
-            {group: measure(scorer, rows)["accuracy"] for group, rows in zip(GROUPS, (own, held_out), strict=True)}
+    if len(raters) < count:
+        raise DataError(
+            f"cross_validation_folds is {count}, but the rankings name only {len(raters)} raters; give fewer folds or "
+            "more raters."
         )
+    for number in range(count):
+        out = set(raters[number::count])
+        inside = [ranking for ranking in rankings if (ranking.author.rater or "") not in out]
+        outside = [ranking for ranking in rankings if (ranking.author.rater or "") in out]
+        others = {ranking.prompt.key for ranking in outside}
+        prompts = sorted({ranking.prompt.key for ranking in inside})
+        shared, alone = [key for key in prompts if key in others], [key for key in prompts if key not in others]
+        aside = {*_tenth(shared, number), *_tenth(alone, number)}
+        trained = {key for key in prompts if key not in aside}
+        fold = Fold(
+            train=[ranking for ranking in inside if ranking.prompt.key in trained],
+            own=[ranking for ranking in inside if ranking.prompt.key in aside],
+            held_out=[ranking for ranking in outside if ranking.prompt.key not in trained],
+        )
+        if not all(any(len(ranking.order) > 1 for ranking in rows) for rows in (fold.train, fold.own, fold.held_out)):
+            raise DataError(
+                f"cross_validation_folds is {count}, but with a tenth of the prompts set aside fold {number + 1} has "
+                "no untied ranking left to train on, or to measure a group of raters on; give more rankings or fewer "
+                "folds."
+            )
+        folds.append(fold)
+    return folds
+
+
+def _tenth(keys: Sequence[str], number: int) -> Sequence[str]:
+    """Another one for every number up to ten; at least one of them."""
+    return keys[number % min(10, len(keys)) :: 10] if keys else ()
+
+
+def cross_validate(
+    folder: Path, config: RewardConfig, init: str, folds: Sequence[Fold], device: torch.device, seed: int
+) -> dict[str, Any]:
+    """Accuracy on raters who were held out (E.2): does the model learn taste or these people?
+
+    Each fold trains on the rankings of the other folds' raters, and is measured on the held-out raters' rankings and,
+    for comparison, on the training raters' own, both of prompts that it did not train on.
+    """
+    found = []
+    for number, fold in enumerate(folds):
+        place = folder / CHECKPOINT / f"fold-{number + 1}"
+        model = _train(place, config, init, fold.train, (), device, seed + number, name=f"fold {number + 1}")
+        scorer = ModelScorer(model, budget=config.microbatch_tokens, precision=config.optimizer.precision)
+        rows_of = zip(GROUPS, (fold.own, fold.held_out), strict=True)
+        found.append({group: measure(scored_pairs(scorer, rows))["accuracy"] for group, rows in rows_of})
     return {
-        "folds": folds,
+        "folds": found,
         **{
             group: {
-                "mean": float(np.mean([row[group] for row in folds])),
-                "standard_error": float(np.std([row[group] for row in folds], ddof=1) / len(folds) ** 0.5),
+                "mean": float(np.mean([row[group] for row in found])),
+                "standard_error": float(np.std([row[group] for row in found], ddof=1) / len(found) ** 0.5),
             }
             for group in GROUPS
         },

@@ -1,9 +1,9 @@
 """Supervised fine-tuning on demonstrations (section 3.5 and C.1; the initialisation of PPO, C.3).
 
 The loss is on the response's tokens, its end token included; the prompt is masked (the paper does not say; a prompt is
-not something to imitate). Every epoch's model is kept, because the paper chooses among them by reward score once a
-reward model exists: see `select_epoch`. With `pretraining_mix` a share of every batch's sequences is pretraining text,
-which makes the model that PPO starts from and is held to (C.3: 2 epochs, 10 %).
+not something to imitate). Every epoch's model is kept unless `keep_epochs` is "last", because the paper chooses among
+them by reward score once a reward model exists: see `select_epoch`. With `pretraining_mix` a share of every batch's
+sequences is pretraining text, which makes the model that PPO starts from and is held to (C.3: 2 epochs, 10 %).
 
 Departure: residual dropout (0.2 in the paper) is applied where the architecture has it; Llama-like ones have none.
 """
@@ -14,17 +14,18 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 
 from tastemaker.checkpoint import load_policy, save_policy
 from tastemaker.corpus import encode_texts, permutation, shuffled_forever
-from tastemaker.errors import ConfigError, DataError
+from tastemaker.errors import DataError
 from tastemaker.files import write_json
 from tastemaker.losses import sft_loss
 from tastemaker.model import LanguageModel, check_fits
 from tastemaker.packing import microbatches, pack, response_sources
+from tastemaker.ranges import check_range
 from tastemaker.records import Demonstration, Text
 from tastemaker.tokenizer import Tokenizer
 from tastemaker.training import Loss, OptimizerConfig, Trainer
@@ -39,6 +40,8 @@ class SftConfig:
     """Passes over the demonstrations."""
     batch_size: int = 32
     """Demonstrations in an optimizer step."""
+    keep_epochs: Literal["all", "last"] = "all"
+    """"all" keeps every epoch's model, to choose among them later; "last" that of the last epoch, as `model`."""
     optimizer: OptimizerConfig = OptimizerConfig(learning_rate=9.65e-6)
     """AdamW and its schedule."""
     residual_dropout: float = 0.2
@@ -53,10 +56,9 @@ class SftConfig:
     """Optimizer steps between checkpoints."""
 
     def __post_init__(self) -> None:
-        if self.epochs < 1 or self.batch_size < 1:
-            raise ConfigError(f"epochs is {self.epochs}, batch_size {self.batch_size}; both must be at least 1.")
-        if not 0 <= self.pretraining_mix < 1:
-            raise ConfigError(f"pretraining_mix is {self.pretraining_mix}; it is a share, from 0 to below 1.")
+        check_range(self, "epochs", "batch_size", "microbatch_tokens", "checkpoint_every", least=1)
+        check_range(self, "max_text_tokens", least=2)  # a piece's first token is not predicted
+        check_range(self, "residual_dropout", "pretraining_mix", least=0, below=1)
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,11 +81,10 @@ def train_sft(
     demonstrations: Sequence[Demonstration],
     validation: Sequence[Demonstration] = (),
     pretraining: Sequence[Text] = (),
-    stop_texts: Sequence[str] = (),
     device: torch.device,
     seed: int,
 ) -> Path:
-    """Fine-tune `base`; writes `epochs/01` ... and `model` (the last epoch). Returns the path of `model`.
+    """Fine-tune `base`; writes `model` (the last epoch) and, to keep all, `epochs/01` ... Returns the path of `model`.
 
     Raises:
         DataError: there are no demonstrations, or pretraining text is asked for and missing.
@@ -93,7 +94,7 @@ def train_sft(
         raise DataError("there are no demonstrations to fine-tune on; give at least one.")
     if config.pretraining_mix and not pretraining:
         raise DataError(f"pretraining_mix is {config.pretraining_mix}, but no pretraining text was given.")
-    policy = load_policy(base, stop_texts=stop_texts, residual_dropout=config.residual_dropout)
+    policy = load_policy(base, residual_dropout=config.residual_dropout)
     policy.to(device)
     examples = encode_demonstrations(demonstrations, policy.tokenizer, context=policy.context)
     held_out = encode_demonstrations(validation, policy.tokenizer, context=policy.context)
@@ -164,7 +165,8 @@ class _Run:
         return metrics
 
     def _close_epoch(self, epoch: int) -> dict[str, float]:
-        save_policy(self.folder / "epochs" / f"{epoch + 1:02d}", self.policy)
+        if self.config.keep_epochs == "all":
+            save_policy(self.folder / "epochs" / f"{epoch + 1:02d}", self.policy)
         if not self.held_out:
             return {}
         return {"validation_loss": demonstration_loss(self.policy, self.held_out, self.config.microbatch_tokens)}

@@ -18,7 +18,8 @@ from typing import Any, Literal, TypeVar
 import torch
 from torch import Tensor, nn
 
-from tastemaker.errors import ConfigError, TrainingError
+from tastemaker.errors import TrainingError
+from tastemaker.ranges import check_range
 
 Precision = Literal["float32", "bfloat16"]
 Batch = TypeVar("Batch")
@@ -48,10 +49,10 @@ class OptimizerConfig:
     """What matrix products are computed in; weights and their updates are fp32 always."""
 
     def __post_init__(self) -> None:
-        if not 0 < self.learning_rate < math.inf:
-            raise ConfigError(f"learning_rate is {self.learning_rate}; it must be a number above 0.")
-        if not 0 <= self.floor <= 1:
-            raise ConfigError(f"floor is {self.floor}; it is a share of the peak rate, from 0 to 1.")
+        check_range(self, "learning_rate", "epsilon", "max_grad_norm", above=0)
+        check_range(self, "floor", least=0, most=1)
+        check_range(self, "warmup_steps", "weight_decay", least=0)
+        check_range(self, "betas", least=0, below=1)
 
 
 @dataclass(frozen=True, slots=True)

@@ -12,6 +12,7 @@ from typing import Any, Literal, Protocol
 
 from tastemaker.errors import ConfigError
 from tastemaker.intervals import Estimate
+from tastemaker.ranges import check_range
 from tastemaker.store.tasks import FLAGS
 
 Measure = Literal[
@@ -58,6 +59,7 @@ class Check:
     """The whole interval must lie below this."""
 
     def __post_init__(self) -> None:
+        check_range(self, "above", "below")
         if (self.above is None) == (self.below is None):
             raise ConfigError(f"a check of {self.measure} needs exactly one of 'above' and 'below'.")
         if "flag" in self.measure and self.flag not in FLAGS:

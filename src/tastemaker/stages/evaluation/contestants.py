@@ -16,15 +16,18 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from tastemaker.checkpoint import Reader
 from tastemaker.console import progress
 from tastemaker.errors import ConfigError, DataError
 from tastemaker.generation import Rollout
 from tastemaker.model import LanguageModel
 from tastemaker.packing import microbatches, pack, response_sources
+from tastemaker.ranges import check_range
 from tastemaker.records import Demonstration, Prompt, Response
-from tastemaker.responses import DecodingConfig, as_response, sample_responses, sample_rollouts
+from tastemaker.responses import DecodingConfig, as_response, leaving_room, sample_responses, sample_rollouts
 from tastemaker.scoring import Scorer
 from tastemaker.statistics import best_of_n_kl
+from tastemaker.tokenizer import Tokenizer
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -41,6 +44,9 @@ class FewShot:
     """Prefixes that are tried."""
     prompts: int = 64
     """Validation prompts on which the candidates are compared."""
+
+    def __post_init__(self) -> None:
+        check_range(self, "shots", "candidates", "prompts", least=1)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -59,8 +65,7 @@ class Contestant:
     """The model that the KL divergence is measured from, named as `model` is."""
 
     def __post_init__(self) -> None:
-        if self.best_of is not None and self.best_of < 2:
-            raise ConfigError(f"best_of is {self.best_of}; it must be at least 2.")
+        check_range(self, "best_of", least=2)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -79,12 +84,46 @@ class Sampled:
 
     responses: tuple[Response, ...]
     num_tokens: tuple[int, ...]
-    entropy: float | None
-    """Nats a token, estimated by -log p of the sampled tokens."""
+    logprob: tuple[float, ...] | None
+    """log pi summed over each response; None where the responses are no plain samples."""
     kl: tuple[float, ...] | None
     """log pi - log pi_ref summed over each response; None without a reference."""
     reference_logprob: tuple[float, ...] | None = None
     """log pi_ref summed over each response; None without a reference."""
+
+    @property
+    def entropy(self) -> float | None:
+        """Nats a token, estimated by -log p of the sampled tokens."""
+        return None if self.logprob is None else -sum(self.logprob) / sum(self.num_tokens)
+
+    def rows(self) -> list[dict[str, Any]]:
+        """Response by response, as they are kept."""
+        return [
+            {
+                "text": response.text,
+                "finished": response.finished,
+                "tokens": self.num_tokens[place],
+                "logprob": None if self.logprob is None else self.logprob[place],
+                "kl": None if self.kl is None else self.kl[place],
+                "reference_logprob": None if self.reference_logprob is None else self.reference_logprob[place],
+            }
+            for place, response in enumerate(self.responses)
+        ]
+
+    @classmethod
+    def of_rows(cls, rows: Sequence[Mapping[str, Any]]) -> Sampled:
+        """The inverse of `rows`."""
+
+        def column(name: str) -> tuple[float, ...] | None:
+            return None if rows[0][name] is None else tuple(row[name] for row in rows)
+
+        return cls(
+            responses=tuple(Response(text=row["text"], finished=row["finished"]) for row in rows),
+            num_tokens=tuple(row["tokens"] for row in rows),
+            logprob=column("logprob"),
+            kl=column("kl"),
+            reference_logprob=column("reference_logprob"),
+        )
 
 
 Responses = Mapping[tuple[str, str], Sampled]
@@ -112,10 +151,29 @@ def respond(
     return Sampled(
         responses=tuple(as_response(field.policy, rollout) for rollout in rollouts),
         num_tokens=tuple(len(rollout.response_ids) for rollout in rollouts),
-        entropy=None if decoding.greedy or n > 1 else _entropy(rollouts),
+        logprob=None if decoding.greedy or n > 1 else tuple(sum(rollout.logprobs) for rollout in rollouts),
         kl=None if decoding.greedy or reference is None else _kl(rollouts, reference, n),
         reference_logprob=reference,
     )
+
+
+def drawn_prefixes(
+    config: FewShot, demonstrations: Sequence[Demonstration], prompts: Sequence[Prompt], *, seed: int
+) -> tuple[list[Prompt], list[str]]:
+    """The prompts of the contest, and the prefixes that meet in it."""
+    if len(demonstrations) < config.shots:
+        raise DataError(
+            f"a prefix has {config.shots} worked examples, but there are {len(demonstrations)} to draw from."
+        )
+    rng = random.Random(f"{seed}/few-shot")
+    chosen = rng.sample(list(prompts), min(config.prompts, len(prompts)))
+    draws = (rng.sample(list(demonstrations), config.shots) for _ in range(config.candidates))
+    return chosen, ["".join(_worked_example(config.template, example) for example in draw) for draw in draws]
+
+
+def longest_prefix(tokenizer: Tokenizer, prefixes: Sequence[str]) -> int:
+    """The tokens of the longest."""
+    return max((len(tokenizer.response_ids(prefix, finished=False)) for prefix in prefixes), default=0)
 
 
 def best_prefix(
@@ -129,25 +187,27 @@ def best_prefix(
     seed: int,
 ) -> tuple[str, list[dict[str, Any]]]:
     """The best of `config.candidates` prefixes by mean score, and every candidate with its score."""
-    if len(demonstrations) < config.shots:
-        raise DataError(
-            f"a prefix has {config.shots} worked examples, but there are {len(demonstrations)} to draw from."
-        )
-    rng = random.Random(f"{seed}/few-shot")
-    chosen = rng.sample(list(prompts), min(config.prompts, len(prompts)))
+    chosen, prefixes = drawn_prefixes(config, demonstrations, prompts, seed=seed)
+    longest = longest_prefix(policy.tokenizer, prefixes)
+    reader = Reader(policy.tokenizer, policy.context)
+    chosen = leaving_room(
+        chosen, reader, new_tokens=decoding.max_new_tokens, prefix_tokens=longest, what="few-shot prompts"
+    )
     contest: list[dict[str, Any]] = []
     with progress("few-shot contest", config.candidates) as ticker:
-        for number in range(config.candidates):
-            examples = rng.sample(list(demonstrations), config.shots)
-            prefix = "".join(_worked_example(config.template, example) for example in examples)
+        for number, prefix in enumerate(prefixes):
             groups = sample_responses(
                 policy, chosen, n=1, decoding=decoding, seed=seed, purpose=f"few-shot/{number}", prefix=prefix
             )
             scores = scorer(chosen, [group[0] for group in groups])
             contest.append({"prefix": prefix, "score": float(np.mean(scores))})
             ticker.advance()
-    best = max(contest, key=lambda row: float(row["score"]))
-    return str(best["prefix"]), contest
+    return winner(contest), contest
+
+
+def winner(contest: Sequence[Mapping[str, Any]]) -> str:
+    """The prefix that scored highest."""
+    return str(max(contest, key=lambda row: float(row["score"]))["prefix"])
 
 
 def _worked_example(template: str, example: Demonstration) -> str:
@@ -166,10 +226,6 @@ def _best(
         score_of = [next(scores) for _ in group]
         chosen.append(group[max(range(len(group)), key=lambda place: score_of[place])])
     return chosen
-
-
-def _entropy(rollouts: Sequence[Rollout]) -> float:
-    return -float(np.mean([logprob for rollout in rollouts for logprob in rollout.logprobs]))
 
 
 def _kl(rollouts: Sequence[Rollout], reference: Sequence[float], n: int) -> tuple[float, ...]:

@@ -1,4 +1,4 @@
-"""Blind judging (section 3.6): pairs of responses in random order, and single responses on the 1 to 7 scale.
+"""Blind judging (section 3.6): pairs of responses in random order, and each response on the 1 to 7 scale.
 
 Judges are held-out raters: they belong to a group that ranked nothing for training. They read a guideline in which, as
 in the paper's final evaluations, truthfulness and harmlessness come before helpfulness. Two responses of the same text
@@ -13,6 +13,7 @@ from typing import Literal
 
 from tastemaker.errors import ConfigError
 from tastemaker.panel import Panel, collect
+from tastemaker.ranges import check_range
 from tastemaker.records import Prompt
 from tastemaker.responses import DecodingConfig
 from tastemaker.stages.evaluation.claims import Check, Claim
@@ -40,7 +41,7 @@ class EvaluationConfig:
     pairs: tuple[tuple[str, str], ...]
     """Pairs to judge; the win rate is of the first over the second."""
     prompts: int | None = None
-    """Test prompts (None: all)."""
+    """Test prompts, taken evenly from all of them (None: all)."""
     baseline: str | None = None
     """The contestant that win rates by category are measured against."""
     decodings: tuple[DecodingConfig, ...] = (DecodingConfig(greedy=True), DecodingConfig())
@@ -52,7 +53,7 @@ class EvaluationConfig:
     judges_per_comparison: int = 1
     """Raters of a group who judge each comparison."""
     rated: tuple[str, ...] = ()
-    """Contestants whose responses are also rated alone, 1 to 7, with the paper's yes/no fields."""
+    """Contestants whose responses are also rated, 1 to 7, with the paper's yes/no fields."""
     heldout_texts: int = 200
     """Documents of held-out pretraining text on which every model's loss is taken."""
     gold: str | None = None
@@ -61,6 +62,8 @@ class EvaluationConfig:
     """Statements that the run is to bear out."""
 
     def __post_init__(self) -> None:
+        check_range(self, "prompts", "judges_per_comparison", least=1)
+        check_range(self, "heldout_texts", least=0)
         named = {name for pair in self.pairs for name in pair} | {*self.rated}
         if self.baseline is not None:
             named.add(self.baseline)
@@ -148,7 +151,14 @@ def judge(
                     )
                 )
     settings = _study(study, "comparison", panel, overlap=config.judges_per_comparison)
-    collect(service, settings, items, panel)
+    answers = collect(
+        service,
+        settings,
+        items,
+        panel,
+        read=service.comparisons,
+        slot=lambda answer: (answer.key, answer.rater),
+    )
 
     def as_judged(a: str, b: str, name: str, place: int, preference: float, rater: str) -> Judged:
         return Judged(
@@ -164,7 +174,7 @@ def judge(
         )
 
     judged = []
-    for answer in service.comparisons(study):
+    for answer in answers:
         key, a, b, name = answer.key.rsplit(SEPARATOR, 3)  # a prompt's key is a user's, and may hold anything
         judged.append(as_judged(a, b, name, by_key[key], answer.preference, answer.rater))
     return judged + [as_judged(*tie, 0.5, "same text") for tie in ties]
@@ -180,7 +190,11 @@ def rate(
     decoding: str,
     study: str,
 ) -> list[Rating]:
-    """Have every rated contestant's responses rated alone."""
+    """Have the rated contestants' responses rated, each on its own scale.
+
+    As in the paper's tool, a rater sees all responses to a prompt in one task, in random order, and rates each: so they
+    are rated beside one another, and which contestants are rated is part of the question.
+    """
     names = [name for name in config.rated if (name, decoding) in responses]
     items = [
         NewItem(
@@ -194,8 +208,10 @@ def rate(
     ]
     if not names:
         return []
-    collect(service, _study(study, "rating", panel, overlap=1), items, panel)
-    return service.ratings(study)
+    settings = _study(study, "rating", panel, overlap=1)
+    return collect(
+        service, settings, items, panel, read=service.ratings, slot=lambda answer: (answer.key, answer.rater)
+    )
 
 
 def _study(name: str, kind: str, panel: Panel, *, overlap: int) -> StudyConfig:

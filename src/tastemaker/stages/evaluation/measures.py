@@ -82,7 +82,7 @@ class Tables:
         }
 
     def _recovered(self, check: Check) -> Estimate:
-        """Of the text loss that `a` adds to `base`, the share that `b` does not add."""
+        """Of the text loss that `a` adds to `base`, the share that `b` does not add; 0 where `a` adds none."""
         ours, theirs = self._both(check, self.text_losses)
         if check.base is None or check.base not in self.text_losses:
             raise ConfigError(f"a check of {check.measure} needs 'base', a contestant with a held-out text loss.")
@@ -90,7 +90,8 @@ class Tables:
         sum_CF = np.stack([np.subtract(ours, theirs), np.subtract(ours, base)], axis=1)
 
         def share(sum_RF: Floats) -> Floats:
-            return np.asarray(sum_RF[:, 0] / sum_RF[:, 1])
+            saved_R, added_R = sum_RF[:, 0], sum_RF[:, 1]
+            return np.divide(saved_R, added_R, out=np.zeros_like(added_R), where=added_R > 0)
 
         value = float(share(sum_CF.sum(0, keepdims=True))[0])
         return Estimate(value=value, ci95=bootstrap_interval(sum_CF, share), n=len(base))

@@ -1,0 +1,43 @@
+"""What PPO reports about its clipped losses: sums over the tokens that count, so that micro-batches add up.
+
+The clip fractions are those of Ziegler et al.'s code: the tokens whose clipped loss is the larger one, and so is
+what was trained. A ratio beyond the clip on the side where the unclipped loss is larger (a good advantage, a ratio too
+low) does not count, because its gradient still flows.
+
+Dimensions in names: B rollouts, T response tokens, M the tokens that count end to end.
+"""
+
+from __future__ import annotations
+
+from torch import Tensor
+
+
+def ratio_sums(
+    logprob_BT: Tensor, old_logprob_BT: Tensor, advantage_BT: Tensor, mask_BT: Tensor, *, clip: float
+) -> dict[str, float]:
+    """Of the policy's loss: tokens where the clip took hold, sums of the ratio and its logarithm, the largest ratio."""
+    log_ratio_M = (logprob_BT - old_logprob_BT)[mask_BT]
+    ratio_M, advantage_M = log_ratio_M.exp(), advantage_BT[mask_BT]
+    clipped_M = -advantage_M * ratio_M.clamp(1 - clip, 1 + clip) > -advantage_M * ratio_M
+    return {
+        "clipped": float(clipped_M.sum()),
+        "square_log_ratio": float((log_ratio_M**2).sum()),
+        "abs_log_ratio": float(log_ratio_M.abs().sum()),
+        "ratio": float(ratio_M.sum()),
+        "largest": float(ratio_M.max()) if len(ratio_M) else 0.0,
+    }
+
+
+def value_sums(
+    value_BT: Tensor, old_value_BT: Tensor, return_BT: Tensor, mask_BT: Tensor, *, clip: float
+) -> dict[str, float]:
+    """Of the value function's loss: tokens where the clipped value's error is the larger one."""
+    value_M, old_value_M, return_M = value_BT[mask_BT], old_value_BT[mask_BT], return_BT[mask_BT]
+    clipped_M = old_value_M + (value_M - old_value_M).clamp(-clip, clip)
+    return {"value_clipped": float(((clipped_M - return_M) ** 2 > (value_M - return_M) ** 2).sum())}
+
+
+def explained_variance(value_M: Tensor, return_M: Tensor) -> float:
+    """1 - Var(return - value) / Var(return); 0 where the returns do not vary."""
+    spread = float(return_M.var(unbiased=False))
+    return 0.0 if spread == 0 else 1 - float((return_M - value_M).var(unbiased=False)) / spread

@@ -1,0 +1,54 @@
+"""What an evaluation writes down of how far each policy went."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+from tastemaker.config import load_recipe
+from tastemaker.recipe import Recipe
+from tastemaker.round import Round
+from tastemaker.round_evaluation import over_optimization
+from tastemaker.stages.ppo import PpoConfig
+
+RECIPE = Path(__file__).parents[1] / "recipes" / "overoptimization.toml"
+
+
+def test_an_evaluation_writes_what_tells_the_two_apart(tmp_path: Path) -> None:
+    recipe = load_recipe(RECIPE, Recipe)
+    config = recipe.evaluation
+    assert config is not None
+    model = {"kl": -2e-7, "proxy_score": {"value": 1.0}, "gold": {"value": 2.0}}
+    rows = over_optimization(Round(recipe, tmp_path), config, dict.fromkeys(config.contestants, model))
+    found = {row["policy"]: row for row in rows}
+    assert "sft" not in found
+    states = {name: (row["variant"], row["state"], row["iteration"]) for name, row in found.items()}
+    assert states["b0"] == ("b0", "finished", 120)
+    assert states["b0_05"] == ("b0_05", "finished", 120)
+    assert states["b0-015"] == ("b0", "checkpoint", 15)
+    assert {row["start"] for row in rows} == {"sft"}
+    assert {row["kl"] for row in rows} == {0.0}
+    assert found["b0_4"]["beta"] == 0.4
+
+
+def test_a_policy_is_scored_by_the_reward_model_that_it_was_optimised_for(tmp_path: Path) -> None:
+    """`proxy_score` is the first reward model's. A policy of another has its own, which is no match for the start."""
+    recipe = load_recipe(RECIPE, Recipe)
+    policy = recipe.policy["b0"]
+    assert isinstance(policy, PpoConfig)
+    recipe = replace(
+        recipe,
+        reward={**recipe.reward, "other": recipe.reward["main"]},
+        policy={**recipe.policy, "b0": replace(policy, reward="other")},
+    )
+    config = recipe.evaluation
+    assert config is not None
+    model = {"kl": 0.5, "proxy_score": {"value": 1.0}, "gold": {"value": 2.0}}
+    models = dict.fromkeys(config.contestants, model)
+    own = {"b0": {"value": -7.0}, "b0-015": {"value": -8.0}}
+    own |= {name: {"value": -9.0} for name in config.contestants if name not in own}
+    rows = {row["policy"]: row for row in over_optimization(Round(recipe, tmp_path), config, models, own)}
+    assert (rows["b0"]["reward"], rows["b0"]["proxy"], rows["b0"]["start"]) == ("other", {"value": -7.0}, None)
+    assert rows["b0-015"]["proxy"] == {"value": -8.0}
+    assert (rows["b0_05"]["reward"], rows["b0_05"]["proxy"]) == ("main", {"value": 1.0})
+    assert rows["b0_05"]["start"] == "sft"
