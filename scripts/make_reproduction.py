@@ -28,16 +28,35 @@ Made by `python scripts/make_reproduction.py RUN...` from the runs' own `results
 
 ## What does not hold, and why
 
-- **Claim 7, seed 1.** The policy refuses 78 of 112 safe look-alikes (its SFT baseline 31; seeds 0 and 2: 4 and 3). The
-  reward model of that seed agrees with raters on 63.5 % of held-out pairs, against 67.5 % for seed 0. Probable cause
-  (not measured further): it rates the refusal above most tools, and PPO finds that.
-- **Claim 10, seed 2.** PPO-ptx follows explicit constraints 5 points more often than the supervised model, and the
-  interval [-6, 16] holds 0: 161 prompts have a constraint, too few for a difference of that size.
+- **Claims 1, 2 and 3, seed 2.** PPO gained in the reward model's eyes and not in the raters': it over-optimised. That
+  seed's reward model agrees with raters on 64.8 % of held-out pairs, those of seeds 0 and 1 on 67.4 and 67.7 %. Under
+  greedy decoding the policy loses to the few-shot large base. Probable cause (not measured): one epoch on 3,000 prompts
+  leaves the reward model's quality to chance; in small, four epochs give a better one (log loss 0.575 against 0.585).
+- **Claim 10, all seeds of tiny, and small.** PPO-ptx does not follow explicit constraints more often than the supervised
+  model, or not by as much as can be told: +3, +10 and -27 points, and -1 in small. The supervised model is far above the
+  base, and that part holds. An earlier state of the code, whose simulated raters drew other noise, gave +16, +17 and +5 on
+  the same prompts. So the effect is small and differs from run to run by more than the interval over prompts says.
+  Probable cause (not measured): the reward model hardly sees whether a constraint is kept.
 - **Greedy decoding, at equal length.** PPO's greedy responses nearly all open politely, which most raters like. Against
-  the few-shot large base they win, but not at equal length; see the length-controlled figures in the last table.
-- **Not run yet:** `recipes/small.toml` (claims 6, 8, DPO, five-fold accuracy over raters) and
-  `recipes/overoptimization.toml` (claims 4 and 5). Nothing is claimed from them.
+  the few-shot large base they win, but not at equal length; see the length-controlled figures in the win rates.
+- **Claim 8, small.** One pass over shuffled pairs does as well as one over grouped ones. With four passes shuffling
+  overfits and grouping does not, which is the paper's finding with more passes than it took there.
+- **DPO, small.** It improves on the model that it starts from (gold 0.94 from 0.70) and does not beat the supervised
+  baseline, which has no pretraining mix and is chosen by reward. It ends 12 nats from its reference, PPO 4: its learning
+  rate was not tuned.
+- **Not run yet:** `recipes/overoptimization.toml` (claims 4 and 5). Nothing is claimed from it. Of `recipes/small.toml`
+  seed 0 alone was run, by a slightly earlier state of the code (the simulated raters' noise differs).
+
+The times below are of one thread of a processor that had other work as well; alone, on two cores, the demo took 5.3
+minutes.
 """
+REWARD_COLUMNS = (
+    "accuracy, training raters",
+    "accuracy, held-out raters",
+    "by folds of raters: those trained on",
+    "by folds of raters: those left out",
+    "log loss",
+)
 
 
 def main(folders: list[Path]) -> None:
@@ -45,7 +64,7 @@ def main(folders: list[Path]) -> None:
     runs: dict[str, list[dict[str, Any]]] = defaultdict(list)
     for folder in folders:
         results = json.loads((folder / "results.json").read_text("utf-8"))
-        runs[results["recipe"]].append(results)
+        runs[results["recipe"]].append(results | {"folder": folder})
     parts = [INTRODUCTION]
     for recipe, results in runs.items():
         parts.append(section(recipe, sorted(results, key=lambda run: int(run["seed"]))))
@@ -67,6 +86,13 @@ def section(recipe: str, runs: list[dict[str, Any]]) -> str:
     lines += ["", "### Win rates (held-out raters; ties half)", ""]
     pairs = [(one["a"], one["b"], one["decoding"]) for one in runs[0]["comparisons"] if one["judge"] == "held-out"]
     lines += table(["a over b, decoding", *seeds], [win_row(pair, runs) for pair in pairs])
+    for run in runs:
+        lines += ["", f"### Models and reward models, seed {run['seed']}", ""]
+        lines += table(
+            ["model", "held-out text loss", "KL from the reference", "reward model's score", "gold", "tokens"],
+            [model_row(name, model) for name, model in run["models"].items()],
+        )
+        lines += ["", *table(["reward model", *REWARD_COLUMNS], reward_rows(run["folder"]))]
     return "\n".join([*lines, ""])
 
 
@@ -103,6 +129,26 @@ def win_row(pair: tuple[str, str, str], runs: list[dict[str, Any]]) -> list[str]
             f"{one['win_rate']:.3f} [{low:.3f}, {high:.3f}], at equal length {one['length_controlled']['win_rate']:.3f}"
         )
     return [f"{pair[0]} over {pair[1]}, {pair[2]}", *cells]
+
+
+def model_row(name: str, model: dict[str, Any]) -> list[str]:
+    score, gold = model["proxy_score"], model["gold"]
+    cells = [model.get("heldout_text_loss"), model["kl"], score and score["value"], gold and gold["value"]]
+    shown = ["" if cell is None else f"{abs(cell) if abs(cell) < 5e-4 else cell:.3f}" for cell in cells]
+    return [name, *shown, f"{model['mean_tokens']:.1f}"]
+
+
+def reward_rows(folder: Path) -> list[list[str]]:
+    """One row a reward model: its accuracy on validation prompts, and by cross-validation where that was done."""
+    rows = []
+    for path in sorted(folder.glob("round-1/5-reward/*/results.json")):
+        found = json.loads(path.read_text("utf-8"))
+        held_out, folds = found["held_out_raters"], found.get("cross_validation")
+        cells = [f"{one['accuracy']:.3f} [{one['ci95'][0]:.3f}, {one['ci95'][1]:.3f}]" for one in (found, held_out)]
+        for group in ("training_raters", "held_out_raters"):
+            cells.append(f"{folds[group]['mean']:.3f} ± {folds[group]['standard_error']:.3f}" if folds else "")
+        rows.append([path.parent.name, *cells, f"{found['log_loss']:.3f}"])
+    return rows
 
 
 def find(run: dict[str, Any], claim_id: str) -> dict[str, Any]:

@@ -42,6 +42,7 @@ if TYPE_CHECKING:
 
 ORIGIN = "http://127.0.0.1:8000"
 PASSWORD = "four plain words here"
+PATIENCE = 120_000.0  # milliseconds that a page may take on a machine with more to do than this
 CSRF = re.compile(r'name="csrf_token" value="([^"]+)"')
 # The real function with the least work: a test of the work itself takes the default.
 QUICK = argon2.PasswordHasher(time_cost=1, memory_cost=8, parallelism=1)

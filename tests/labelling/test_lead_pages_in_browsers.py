@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 from urllib.parse import quote
 
 from fastapi import FastAPI
-from tests.labelling.conftest import PASSWORD, served
+from tests.labelling.conftest import PASSWORD, PATIENCE, served
 from tests.labelling.lead import RANKING, fill, send, signed_in, upload
 from tests.labelling.payloads import HIDING, RUNNING
 from tests.labelling.test_rendering import WATCH
@@ -156,6 +156,7 @@ def test_nothing_runs_in_chromium(chromium: Chromium, sqlite: str) -> None:
         services = Services.over(store)
         hostile(store, services)
         context = chromium.new_context()
+        context.set_default_timeout(PATIENCE)
         tab = context.new_page()
         tab.add_init_script(WATCH)
         dialogs: list[str] = []
@@ -186,6 +187,7 @@ def test_every_page_is_accessible_and_fits_a_phone(chromium: Chromium, sqlite: s
         services = Services.over(store)
         fill(store, services)
         context = chromium.new_context(viewport={"width": 390, "height": 800})
+        context.set_default_timeout(PATIENCE)
         tab = context.new_page()
         _sign_in(tab, address, "root")
         for path in _pages(services, RANKING, "ann", disputed="ratings"):

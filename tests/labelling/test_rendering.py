@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from jinja2 import ChoiceLoader, DictLoader
 from starlette.responses import Response
-from tests.labelling.conftest import served
+from tests.labelling.conftest import PATIENCE, served
 from tests.labelling.payloads import HIDING, PLAIN, RUNNING
 
 from tastemaker.labelling.rendering import markdown, raw, visible
@@ -169,6 +169,7 @@ def add_page(app: FastAPI) -> None:
 def test_nothing_runs_in_chromium(chromium: Chromium, sqlite: str) -> None:
     with Store.open(sqlite) as store, served(store, add_page) as address:
         page = chromium.new_page()
+        page.set_default_timeout(PATIENCE)
         page.add_init_script(WATCH)
         dialogs: list[str] = []
         fetched: list[str] = []
@@ -206,11 +207,12 @@ def test_account_pages_in_chromium(chromium: Chromium, sqlite: str) -> None:
     with Store.open(sqlite) as store, served(store) as address:
         token = AccessService(store).invite({"rater"}, rater_group="team", actor=COMMAND_LINE).token
         context = chromium.new_context(viewport={"width": 390, "height": 800})
+        context.set_default_timeout(PATIENCE)
         page = context.new_page()
 
         def check() -> None:
             for scheme in ("light", "dark"):
-                page.emulate_media(color_scheme=scheme)
+                page.emulate_media(color_scheme=scheme, reduced_motion="reduce")  # or it measures colours half-way
                 found = Axe().run(page).response["violations"]
                 assert [one["id"] for one in found if one["impact"] in ("serious", "critical")] == [], scheme
             assert page.evaluate("document.documentElement.scrollWidth <= innerWidth"), "wider than a phone"
@@ -221,7 +223,7 @@ def test_account_pages_in_chromium(chromium: Chromium, sqlite: str) -> None:
             page.keyboard.type(word)
             page.keyboard.press("Tab")
         page.keyboard.press("Enter")
-        page.wait_for_url(f"{address}/")
+        page.wait_for_url(f"{address}/work")  # a rater has but one section
         check()
         for path in ("/account", "/nowhere"):
             page.goto(f"{address}{path}")
