@@ -32,18 +32,19 @@ Made by `python scripts/make_reproduction.py RUN...` from the runs' own `results
   seed's reward model agrees with raters on 64.8 % of held-out pairs, those of seeds 0 and 1 on 67.4 and 67.7 %. Under
   greedy decoding the policy loses to the few-shot large base. Probable cause (not measured): one epoch on 3,000 prompts
   leaves the reward model's quality to chance; in small, four epochs give a better one (log loss 0.575 against 0.585).
-- **Claim 10, all seeds of tiny, and small.** PPO-ptx does not follow explicit constraints more often than the supervised
-  model, or not by as much as can be told: +3, +10 and -27 points, and -1 in small. The supervised model is far above the
-  base, and that part holds. An earlier state of the code, whose simulated raters drew other noise, gave +16, +17 and +5 on
-  the same prompts. So the effect is small and differs from run to run by more than the interval over prompts says.
+- **Claim 10, all seeds of tiny, and small.** PPO-ptx does not follow explicit constraints more often than the
+  supervised model, or not by as much as can be told: +3, +10 and -27 points, and -1 in small. The supervised model is
+  far above the base, and that part holds. An earlier state of the code, whose simulated raters drew other noise, gave
+  +16, +17 and +5 on the same prompts. So the effect is small and differs from run to run by more than the interval over
+  prompts says.
   Probable cause (not measured): the reward model hardly sees whether a constraint is kept.
 - **Greedy decoding, at equal length.** PPO's greedy responses nearly all open politely, which most raters like. Against
   the few-shot large base they win, but not at equal length; see the length-controlled figures in the win rates.
 - **Claim 8, small.** One pass over shuffled pairs does as well as one over grouped ones. With four passes shuffling
   overfits and grouping does not, which is the paper's finding with more passes than it took there.
 - **DPO, small.** It improves on the model that it starts from (gold 0.94 from 0.70) and does not beat the supervised
-  baseline, which has no pretraining mix and is chosen by reward. It ends 12 nats from its reference, PPO 4: its learning
-  rate was not tuned.
+  baseline, which has no pretraining mix and is chosen by reward. It ends 12 nats from its reference, PPO 4: its
+  learning rate was not tuned.
 - **Not run yet:** `recipes/overoptimization.toml` (claims 4 and 5). Nothing is claimed from it. Of `recipes/small.toml`
   seed 0 alone was run, by a slightly earlier state of the code (the simulated raters' noise differs).
 
