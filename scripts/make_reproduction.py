@@ -48,8 +48,7 @@ Made by `python scripts/make_reproduction.py RUN...` from the runs' own `results
 - **Not run yet:** `recipes/overoptimization.toml` (claims 4 and 5). Nothing is claimed from it. Of `recipes/small.toml`
   seed 0 alone was run, by a slightly earlier state of the code (the simulated raters' noise differs).
 
-The times below are of one thread of a processor that had other work as well; alone, on two cores, the demo took 5.3
-minutes.
+Seed 0 of tiny had two idle cores; the other runs one thread of a processor that had other work as well.
 """
 REWARD_COLUMNS = (
     "accuracy, training raters",
