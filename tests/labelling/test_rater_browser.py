@@ -37,7 +37,7 @@ class Rater:
         context = self._chromium.new_context(java_script_enabled=javascript, viewport={"width": 390, "height": 800})
         page = context.new_page()
         page.set_default_timeout(PATIENCE)
-        page.goto(f"{self.address}/work")
+        page.goto(f"{self.address}/desk")
         return page
 
     def signed_in(self, *, javascript: bool = True) -> Page:
@@ -49,13 +49,13 @@ class Rater:
         page.fill("#name", "ann")
         page.fill("#password", PASSWORD)
         page.press("#password", "Enter")
-        page.wait_for_url(f"{self.address}/work")
+        page.wait_for_url(f"{self.address}/desk")
 
     def start(self, page: Page, title: str) -> str:
         """Press Start; the task's address."""
-        page.goto(f"{self.address}/work")
+        page.goto(f"{self.address}/desk")
         page.locator(f"button[aria-label$='{title}']").click()
-        page.wait_for_url("**/work/tasks/*")
+        page.wait_for_url("**/desk/tasks/*")
         return page.url
 
 
@@ -86,11 +86,11 @@ def test_by_keyboard_alone(ann: Rater) -> None:
     page.keyboard.press("Tab")
     page.keyboard.type(PASSWORD)
     page.keyboard.press("Enter")
-    page.wait_for_url(f"{ann.address}/work")
+    page.wait_for_url(f"{ann.address}/desk")
     # Write one: keys are letters in a text field.
     tab_to(page, "button[aria-label$='Write a response']")
     page.keyboard.press("Enter")
-    page.wait_for_url("**/work/tasks/*")
+    page.wait_for_url("**/desk/tasks/*")
     first = page.url
     tab_to(page, "textarea")
     page.keyboard.type("A 1 and a ? of mine.")
@@ -98,10 +98,10 @@ def test_by_keyboard_alone(ann: Rater) -> None:
     page.wait_for_url(lambda url: "/tasks/" in url and url != first)
     assert [one.response for one in ann.labels.demonstrations("demonstration")] == ["A 1 and a ? of mine."]
     # Rank five with a tie: by letter and digit, by Tab and digit, by arrows.
-    page.goto(f"{ann.address}/work")
+    page.goto(f"{ann.address}/desk")
     tab_to(page, "button[aria-label$='Rank responses']")
     page.keyboard.press("Enter")
-    page.wait_for_url("**/work/tasks/*")
+    page.wait_for_url("**/desk/tasks/*")
     ranked = page.url
     press(page, "1")
     assert page.locator("[data-answer] :checked").count() == 0, "a digit ranks nothing while no response has the focus"
@@ -136,7 +136,7 @@ def test_single_keys_choose_and_can_be_switched_off(ann: Rater) -> None:
     page.locator("[data-keys-on]").uncheck()
     page.keyboard.press("t")
     assert page.locator("[name=choice]:checked").get_attribute("value") == "B"
-    page.goto(f"{ann.address}/work")
+    page.goto(f"{ann.address}/desk")
     ann.start(page, "Compare two responses")
     page.keyboard.press("t")
     assert page.locator("[name=choice]:checked").get_attribute("value") == "B", "the draft, and the switch as it was"
@@ -152,7 +152,7 @@ def test_drafts_save_themselves(ann: Rater) -> None:
     page.fill("textarea#text", "after a pause")
     page.wait_for_selector("text=Draft saved")
     page.fill("textarea#text", "on leaving")
-    page.goto(f"{ann.address}/work/history")
+    page.goto(f"{ann.address}/desk/history")
     page.wait_for_load_state("networkidle")
     elsewhere = ann.signed_in()
     elsewhere.goto(task)
@@ -163,7 +163,7 @@ def test_drafts_save_themselves(ann: Rater) -> None:
     elsewhere.wait_for_selector("text=Draft saved")
     page.fill("textarea#text", "from an older window")
     page.wait_for_selector("text=This draft was saved elsewhere meanwhile")
-    elsewhere.goto(f"{ann.address}/work")
+    elsewhere.goto(f"{ann.address}/desk")
     elsewhere.goto(task)
     assert elsewhere.input_value("textarea#text") == "newest"
 
@@ -179,7 +179,7 @@ def test_nothing_is_lost_when_the_session_has_ended(ann: Rater) -> None:
     page.click("button[value=submit]")
     page.wait_for_selector("text=Your session has ended.")
     assert page.input_value("textarea#text") == "written meanwhile"
-    other.goto(f"{ann.address}/work")
+    other.goto(f"{ann.address}/desk")
     ann.sign_in(other)
     page.click("button[value=submit]")
     page.wait_for_selector("text=Your answer is stored.")
@@ -222,7 +222,7 @@ def test_pages_are_accessible_and_fit_a_phone(ann: Rater) -> None:
     for title in ("Write a response", "Rank responses", "Compare two responses"):
         ann.start(page, title)
         check()
-    for path in ("**/work/tasks/*", "**/work/finished*"):  # a rater may have three tasks open, so finish these
+    for path in ("**/desk/tasks/*", "**/desk/finished*"):  # a rater may have three tasks open, so finish these
         page.locator(".choices label").first.click()
         page.click("button[value=submit]")
         page.wait_for_selector("text=Your answer is stored.")
@@ -230,12 +230,12 @@ def test_pages_are_accessible_and_fit_a_phone(ann: Rater) -> None:
     ann.start(page, "Rate responses")
     page.evaluate("for (const one of document.querySelectorAll('details')) one.open = true")
     check()
-    page.goto(f"{ann.address}/work/history")
+    page.goto(f"{ann.address}/desk/history")
     check()
     page.click("ul.list a")
-    page.wait_for_url("**/work/tasks/*")
+    page.wait_for_url("**/desk/tasks/*")
     check()
-    for path in ("/work/topics", "/work/finished?study=comparison", "/work/guideline?version=v1"):
+    for path in ("/desk/topics", "/desk/finished?study=comparison", "/desk/guideline?version=v1"):
         page.goto(f"{ann.address}{path}")
         check()
     assert errors == []
@@ -249,7 +249,7 @@ def test_everything_works_without_javascript(ann: Rater) -> None:
         page.check(f"input[name=rank-{letter}][value='{rank}']", force=True)
     page.click("button[value=draft]")
     page.wait_for_selector("text=Your draft is saved.")
-    page.goto(f"{ann.address}/work")
+    page.goto(f"{ann.address}/desk")
     ann.start(page, "Rank responses")
     assert page.locator("[data-answer] :checked").count() == 5
     page.click("button[value=submit]")

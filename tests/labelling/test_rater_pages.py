@@ -37,7 +37,7 @@ class Desk:
 
     def start(self, study: str = "study") -> str:
         """Press Start; the path of the task."""
-        answer = self.browser.submit("/work/next", form="/work", study=study)
+        answer = self.browser.submit("/desk/next", form="/desk", study=study)
         assert answer.status_code == 303, answer.text
         return str(answer.headers["location"])
 
@@ -96,7 +96,7 @@ def queue(services: Services, make: Make, kind: StudyKind, *, name: str = "study
 
 def test_a_demonstration_is_written(ann: Desk, services: Services, make: Make, clock: Clock) -> None:
     queue(services, make, "demonstration")
-    assert "Write a response" in ann.page("/work")
+    assert "Write a response" in ann.page("/desk")
     path = ann.start()
     page = ann.page(path)
     assert [words in page for words in ("Be brief.", "Question key-0?", "Prefer the helpful.")] == [True] * 3
@@ -120,11 +120,11 @@ def test_responses_are_ranked_with_ties(ann: Desk, services: Services, make: Mak
     letter = texts(ann.page(path))
     ranks = {"Text 0 of key-0": "2", "Text 1 of key-0": "1", "Text 2 of key-0": "2"}
     answer = ann.send(path, **{f"rank-{letter[text]}": rank for text, rank in ranks.items()})
-    assert answer.headers["location"] == "/work/finished?study=study"
+    assert answer.headers["location"] == "/desk/finished?study=study"
     (found,) = services.labels.rankings("study")
     assert found.order == ((1,), (0, 2))
-    assert "Nothing left here" in ann.page("/work/finished?study=study")
-    assert "You have answered 1 task of this kind" in ann.page("/work/finished?study=study")
+    assert "Nothing left here" in ann.page("/desk/finished?study=study")
+    assert "You have answered 1 task of this kind" in ann.page("/desk/finished?study=study")
 
 
 def test_each_response_is_rated(ann: Desk, services: Services, make: Make) -> None:
@@ -193,7 +193,7 @@ def test_no_form_crashes_the_server(ann: Desk, services: Services, make: Make) -
     assert ann.browser.post(path, data={**token, "text": ["one", "two"]}).status_code == 422
     assert ann.browser.post(path, data=token, files={"text": b"mine"}).status_code == 422
     for study in ("", "\x00", "none"):
-        assert ann.browser.post("/work/next", data={**token, "study": study}).status_code == 404
+        assert ann.browser.post("/desk/next", data={**token, "study": study}).status_code == 404
     headers = {"x-csrf-token": token["csrf_token"], "accept": "application/json"}
     wrong: list[object] = [{}, [], {"body": {"text": 1}, "version": 0}, {"body": {}, "version": "x"}, {"body": []}]
     for body in wrong:
@@ -211,14 +211,14 @@ TASK_POSTS = ("", "/draft", "/heartbeat", "/undo")
 def test_anothers_task_does_not_exist(ann: Desk, people: People, services: Services, make: Make) -> None:
     queue(services, make, "demonstration")
     path, bob = ann.start(), Desk(people.browser("bob", "rater"))
-    for foreign in (path, f"/work/tasks/{'0' * 32}", "/work/tasks/x%00"):
+    for foreign in (path, f"/desk/tasks/{'0' * 32}", "/desk/tasks/x%00"):
         assert bob.browser.get(foreign).status_code == 404
-        headers = {"x-csrf-token": bob.browser.token("/work")}
+        headers = {"x-csrf-token": bob.browser.token("/desk")}
         for what in TASK_POSTS:
             answer = bob.browser.post(f"{foreign}{what}", json={"body": {}, "version": 0}, headers=headers)
             assert answer.status_code == 404, what
-    assert bob.browser.get(f"/work/history?before={path.rpartition('/')[2]}").status_code == 404
-    assert bob.browser.get("/work/guideline?version=v2").status_code == 404
+    assert bob.browser.get(f"/desk/history?before={path.rpartition('/')[2]}").status_code == 404
+    assert bob.browser.get("/desk/guideline?version=v2").status_code == 404
 
 
 def test_every_form_needs_its_token_and_every_page_a_rater(
@@ -226,13 +226,13 @@ def test_every_form_needs_its_token_and_every_page_a_rater(
 ) -> None:
     queue(services, make, "demonstration")
     path = ann.start()
-    for post in ("/work/next", "/work/topics", *(f"{path}{what}" for what in TASK_POSTS)):
+    for post in ("/desk/next", "/desk/topics", *(f"{path}{what}" for what in TASK_POSTS)):
         assert ann.browser.post(post, data={"study": "study", "text": "mine", "act": "submit"}).status_code == 403
     assert services.labels.demonstrations("study") == []
     lead, visitor = people.browser("lea", "lead"), Browser(app)
-    for page in ("/work", "/work/history", "/work/topics", "/work/finished", path):
+    for page in ("/desk", "/desk/history", "/desk/topics", "/desk/finished", path):
         assert lead.get(page).status_code == 403
-        assert visitor.get(page).headers["location"].startswith("/sign-in?next=/work")
+        assert visitor.get(page).headers["location"].startswith("/sign-in?next=/desk")
 
 
 # --- drafts ---------------------------------------------------------------------------------------------------------
@@ -242,7 +242,7 @@ def test_a_draft_is_there_after_a_new_sign_in(app: FastAPI, ann: Desk, services:
     queue(services, make, "demonstration")
     path = ann.start()
     assert ann.draft(path, {"text": "half a\nsentence", "seconds": "7.5"}, 0).json() == {"version": 1}
-    ann.browser.submit("/sign-out", form="/work")
+    ann.browser.submit("/sign-out", form="/desk")
     again = Desk(Browser(app).sign_in("ann"))
     assert again.start() == path
     assert filled(again.page(path)) == {"text": "half a\nsentence"}
@@ -297,7 +297,7 @@ def test_after_a_lost_lease_the_answer_is_kept(
     bob.send(taken, text="fast")
     assert [one.response for one in services.labels.demonstrations("study")] == ["fast"]
     assert filled(ann.page(path)) == {"text": "slow but sure"}
-    assert "kept beside somebody else" in ann.page("/work/history")
+    assert "kept beside somebody else" in ann.page("/desk/history")
 
 
 def test_a_heartbeat_keeps_the_lease(ann: Desk, people: People, services: Services, make: Make, clock: Clock) -> None:
@@ -307,7 +307,7 @@ def test_a_heartbeat_keeps_the_lease(ann: Desk, people: People, services: Servic
         clock.now += 1200.0
         headers = {"x-csrf-token": ann.browser.token(path)}
         assert ann.browser.post(f"{path}/heartbeat", json={}, headers=headers).json() == {"held": True}
-    assert bob.start().startswith("/work/finished")
+    assert bob.start().startswith("/desk/finished")
 
 
 def test_a_report_keeps_what_was_typed_and_a_skip_moves_on(ann: Desk, services: Services, make: Make) -> None:
@@ -320,7 +320,7 @@ def test_a_report_keeps_what_was_typed_and_a_skip_moves_on(ann: Desk, services: 
     assert "must be one of" in problem(ann.send(path, "skip", skip_reason="boring"))
     following = ann.send(path, "skip").headers["location"]
     assert "Question key-1?" in ann.page(following)
-    assert ann.send(following, "skip", skip_reason="unclear").headers["location"] == "/work/finished?study=study"
+    assert ann.send(following, "skip", skip_reason="unclear").headers["location"] == "/desk/finished?study=study"
     (overview,) = services.lead.studies()
     assert (overview.skips, overview.flags) == (2, 1)
     assert "You skipped this task" in ann.page(path)
@@ -351,13 +351,13 @@ def test_an_answer_is_changed_and_the_change_undone(ann: Desk, services: Service
 
 @pytest.mark.parametrize("url", ["sqlite"], indirect=True)  # long, and the same on either database
 def test_the_history_leads_back_to_every_answer(ann: Desk, services: Services, make: Make) -> None:
-    assert "You have not answered anything yet." in ann.page("/work/history")
+    assert "You have not answered anything yet." in ann.page("/desk/history")
     queue(services, make, "demonstration", items=52)
     for index in range(52):
         services.desk.submit("ann", *_answer(services, index))
-    page = ann.page("/work/history")
-    assert (page.count('<a href="/work/tasks/'), "Question key-51?" in page, "52 in all" in page) == (50, True, True)
-    older = re.search(r'href="(/work/history\?before=[0-9a-f]+)"', page)
+    page = ann.page("/desk/history")
+    assert (page.count('<a href="/desk/tasks/'), "Question key-51?" in page, "52 in all" in page) == (50, True, True)
+    older = re.search(r'href="(/desk/history\?before=[0-9a-f]+)"', page)
     assert older
     assert re.findall(r"Question (key-\d+)", ann.page(older[1])) == ["key-1", "key-0"]
 
@@ -381,7 +381,7 @@ def test_the_guideline_that_was_shown_is_the_one_that_is_named(
     ann.browser.post(path, data={**dict(HIDDEN.findall(page)), "text": "mine"})
     (found,) = services.labels.demonstrations("study")
     assert found.author.guideline_version == "v1"
-    assert "Prefer the helpful." in ann.page("/work/guideline?version=v1")
+    assert "Prefer the helpful." in ann.page("/desk/guideline?version=v1")
     assert "Prefer the <em>short</em>." in ann.page(ann.start())
 
 
@@ -401,29 +401,29 @@ def screened(services: Services, make: Make, people: People) -> Services:
 
 
 def test_work_opens_after_the_screening_test(ann: Desk, screened: Services) -> None:
-    page = ann.page("/work")
+    page = ann.page("/desk")
     assert page.index("Screening test") < page.index("Not open to you yet")
     assert "say how well you can judge each topic" in page
     assert page.count("<button aria-label=") == 1
-    assert ann.start("work") == "/work"
-    assert "opens when you have passed the screening test" in ann.page("/work")
+    assert ann.start("work") == "/desk"
+    assert "opens when you have passed the screening test" in ann.page("/desk")
     path = ann.start("test")
     answer = ann.send(path, **{"rank-A": "1", "rank-B": "2", "rank-C": "3"})
     assert "A lead looks at your answers" in ann.page(answer.headers["location"])
-    assert "opens when a lead has looked at your answers" in ann.page("/work")
+    assert "opens when a lead has looked at your answers" in ann.page("/desk")
     screened.screening.decide("ann", passed=True, reason="good", actor=Actor("lea", "lead"))
-    assert ann.start("work").startswith("/work/tasks/")
+    assert ann.start("work").startswith("/desk/tasks/")
 
 
 def test_raters_say_what_they_can_judge(ann: Desk, services: Services) -> None:
     def send(**fields: str) -> Response:
-        page = dict(HIDDEN.findall(ann.page("/work/topics")))
-        return ann.browser.post("/work/topics", data={**page, **fields})
+        page = dict(HIDDEN.findall(ann.page("/desk/topics")))
+        return ann.browser.post("/desk/topics", data={**page, **fields})
 
     answer = send(**{"level-2": "5", "level-10": "2", "topic-10": "beekeeping & <bees>", "level-3": ""})
-    assert answer.headers["location"] == "/work"
+    assert answer.headers["location"] == "/desk"
     assert services.desk.profile("ann").topics == {"mathematics": 5, "beekeeping & <bees>": 2}
-    page = ann.page("/work/topics")
+    page = ann.page("/desk/topics")
     assert ("beekeeping &amp; &lt;bees&gt;" in page, 'name="level-2" value="5" checked' in page) == (True, True)
     assert "from 1 to 5" in problem(send(**{"level-0": "6"}))
     assert "Name the topic" in problem(send(**{"level-11": "3"}))
@@ -490,9 +490,9 @@ def test_no_page_says_what_a_rater_must_not_know(ann: Desk, people: People, serv
             look(ann.send(path, act))
         following = ann.send(path, **answer).headers["location"]
         look(ann.browser.get(skip_all(ann, following)))
-    look(ann.browser.get("/work"))
-    assert {"/work", "/work/history", "/work/topics", "/work/guideline", "/work/finished"} <= set(seen)
-    assert sum(path.startswith("/work/tasks/") for path in seen) >= 4
+    look(ann.browser.get("/desk"))
+    assert {"/desk", "/desk/history", "/desk/topics", "/desk/guideline", "/desk/finished"} <= set(seen)
+    assert sum(path.startswith("/desk/tasks/") for path in seen) >= 4
     words = re.sub(r"<[^>]*>", " ", " ".join(seen.values()))
     assert "Be brief." in words, "the walk does reach the tasks"
     assert "seen/" not in words, "a study's name is in no page's words"
@@ -504,7 +504,7 @@ def test_three_tasks_begun_are_named_by_their_titles(ann: Desk, services: Servic
     queue(services, make, "ranking", name="seen/other")
     for name in ("demonstration", "ranking", "other"):
         ann.start(f"seen/{name}")
-    page = ann.page("/work")
+    page = ann.page("/desk")
     assert "(Write a response, Rank responses (2), Rank responses): finish or skip one" in page
-    assert ann.start("seen/rating") == "/work"
-    assert "Rank responses): finish or skip one" in ann.page("/work").split("</h1>")[0]
+    assert ann.start("seen/rating") == "/desk"
+    assert "Rank responses): finish or skip one" in ann.page("/desk").split("</h1>")[0]

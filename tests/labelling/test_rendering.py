@@ -223,7 +223,7 @@ def test_account_pages_in_chromium(chromium: Chromium, sqlite: str) -> None:
             page.keyboard.type(word)
             page.keyboard.press("Tab")
         page.keyboard.press("Enter")
-        page.wait_for_url(f"{address}/work")  # a rater has but one section
+        page.wait_for_url(f"{address}/desk")  # a rater has but one section
         check()
         for path in ("/account", "/nowhere"):
             page.goto(f"{address}{path}")

@@ -44,7 +44,7 @@ from tastemaker.store.views import (
 
 routes = APIRouter()
 LINKS = (
-    Link(path="/work", label="Work", roles=frozenset({"rater"}), about="Write, rate, rank and compare responses."),
+    Link(path="/desk", label="Work", roles=frozenset({"rater"}), about="Write, rate, rank and compare responses."),
 )
 
 TITLES: Mapping[StudyKind, str] = {
@@ -125,7 +125,7 @@ def _open(titled: Sequence[TitledStudy]) -> list[TitledStudy]:
     return [one for one in titled if one.study.left and one.study.locked_because is None]
 
 
-@routes.get("/work")
+@routes.get("/desk")
 def work(page: RaterPage) -> Response:
     rater, desk = _rater(page), page.services.desk
     titled = _titled(desk.studies(rater))
@@ -144,7 +144,7 @@ def work(page: RaterPage) -> Response:
     )
 
 
-@routes.post("/work/next")
+@routes.post("/desk/next")
 def next_task(page: RaterPage, study: Field = "") -> Response:
     page.throttle("claim", page.web.settings.claim)
     return _go_on(page, study)
@@ -157,13 +157,13 @@ def _go_on(page: Page, study: str, *, said: str = "") -> Response:
         view = desk.next_task(rater, study)
     except StudyLocked as locked:
         reason = _in_titles(str(locked), _titled(desk.studies(rater)))
-        return page.redirect("/work", said=f"{said} {reason}".strip(), kind="note")
+        return page.redirect("/desk", said=f"{said} {reason}".strip(), kind="note")
     if view is None:
-        return page.redirect(f"/work/finished?study={quote(study, safe='')}", said=said)
-    return page.redirect(f"/work/tasks/{view.task.id}", said=said)
+        return page.redirect(f"/desk/finished?study={quote(study, safe='')}", said=said)
+    return page.redirect(f"/desk/tasks/{view.task.id}", said=said)
 
 
-@routes.get("/work/finished")
+@routes.get("/desk/finished")
 def finished(page: RaterPage, study: str = "") -> Response:
     rater, desk = _rater(page), page.services.desk
     titled = _titled(desk.studies(rater))
@@ -178,12 +178,12 @@ def finished(page: RaterPage, study: str = "") -> Response:
 # --- a task -----------------------------------------------------------------------------------------------------------
 
 
-@routes.get("/work/tasks/{task_id}")
+@routes.get("/desk/tasks/{task_id}")
 def task(page: RaterPage, task_id: str) -> Response:
     return _task_page(page, page.services.desk.task(_rater(page), task_id))
 
 
-@routes.post("/work/tasks/{task_id}")
+@routes.post("/desk/tasks/{task_id}")
 def act_on_task(page: RaterPage, task_id: str, posted: Posted) -> Response:
     page.throttle("submit", page.web.settings.submit)
     view = page.services.desk.task(_rater(page), task_id)
@@ -207,7 +207,7 @@ def _submit(page: Page, view: TaskView, posted: Mapping[str, str]) -> Response:
         guideline_version=posted.get("guideline_version") or None,
     )
     if view.given is not None:
-        return page.redirect(f"/work/tasks/{view.task.id}", said="Your answer is stored as it is now.")
+        return page.redirect(f"/desk/tasks/{view.task.id}", said="Your answer is stored as it is now.")
     said = "Your answer is stored."
     if standing == "extra":
         said = "Your answer is kept. The task had gone to somebody else meanwhile, so theirs is the one that counts."
@@ -217,7 +217,7 @@ def _submit(page: Page, view: TaskView, posted: Mapping[str, str]) -> Response:
 def _save(page: Page, view: TaskView, posted: Mapping[str, str]) -> Response:
     fields = {**_answer_fields(posted), "seconds": posted.get("seconds", "")}
     _keep_draft(page, view, fields, _draft_version(view, posted))
-    return page.redirect(f"/work/tasks/{view.task.id}", said="Your draft is saved.")
+    return page.redirect(f"/desk/tasks/{view.task.id}", said="Your draft is saved.")
 
 
 def _flag(page: Page, view: TaskView, posted: Mapping[str, str]) -> Response:
@@ -228,7 +228,7 @@ def _flag(page: Page, view: TaskView, posted: Mapping[str, str]) -> Response:
     if any(_answer_fields(posted).values()):
         _save(page, view, posted)
     said = "Thank you, a lead will look at it. Please answer the task all the same, or skip it."
-    return page.redirect(f"/work/tasks/{view.task.id}", said=said)
+    return page.redirect(f"/desk/tasks/{view.task.id}", said=said)
 
 
 def _skip(page: Page, view: TaskView, posted: Mapping[str, str]) -> Response:
@@ -244,14 +244,14 @@ _ACTS: Mapping[str, Callable[[Page, TaskView, Mapping[str, str]], Response]] = {
 }
 
 
-@routes.post("/work/tasks/{task_id}/undo")
+@routes.post("/desk/tasks/{task_id}/undo")
 def undo(page: RaterPage, task_id: str) -> Response:
     page.throttle("submit", page.web.settings.submit)
     page.services.desk.undo(_rater(page), task_id)
-    return page.redirect(f"/work/tasks/{task_id}", said="The answer before counts again.")
+    return page.redirect(f"/desk/tasks/{task_id}", said="The answer before counts again.")
 
 
-@routes.post("/work/tasks/{task_id}/draft")
+@routes.post("/desk/tasks/{task_id}/draft")
 def save_draft(
     page: RaterPage, task_id: str, body: Annotated[dict[str, str], Body()], version: Annotated[int, Body()]
 ) -> Response:
@@ -261,7 +261,7 @@ def save_draft(
     return JSONResponse({"version": _keep_draft(page, view, body, version)})
 
 
-@routes.post("/work/tasks/{task_id}/heartbeat")
+@routes.post("/desk/tasks/{task_id}/heartbeat")
 def heartbeat(page: RaterPage, task_id: str) -> Response:
     """For scripts: the page is still looked at; answers whether the task is still held."""
     page.throttle("draft", page.web.settings.submit)
@@ -339,12 +339,12 @@ def _guideline_text(page: Page, version: str) -> str | None:
 # --- the rater's own pages --------------------------------------------------------------------------------------------
 
 
-@routes.get("/work/guideline")
+@routes.get("/desk/guideline")
 def guideline(page: RaterPage, version: str = "") -> Response:
     return page.render("rater_guideline.html", guideline=page.services.desk.guideline(_rater(page), version))
 
 
-@routes.get("/work/history")
+@routes.get("/desk/history")
 def history(page: RaterPage, before: str = "") -> Response:
     rater, desk = _rater(page), page.services.desk
     entries = desk.history(rater, limit=HISTORY_PAGE, before=before or None)
@@ -358,7 +358,7 @@ def history(page: RaterPage, before: str = "") -> Response:
     )
 
 
-@routes.get("/work/topics")
+@routes.get("/desk/topics")
 def topics(page: RaterPage) -> Response:
     said = page.services.desk.profile(_rater(page)).topics
     names = [*TOPICS, *sorted(set(said) - set(TOPICS))]
@@ -367,13 +367,13 @@ def topics(page: RaterPage) -> Response:
     return _topics_page(page, fields)
 
 
-@routes.post("/work/topics")
+@routes.post("/desk/topics")
 def set_topics(page: RaterPage, posted: Posted) -> Response:
     try:
         page.services.desk.set_topics(_rater(page), _topics_of(posted))
     except StoreError as error:
         return _topics_page(page, posted, problem=str(error), status=422)
-    return page.redirect("/work", said="Thank you; what you say of your topics is stored.")
+    return page.redirect("/desk", said="Thank you; what you say of your topics is stored.")
 
 
 def _topics_of(posted: Mapping[str, str]) -> dict[str, int]:
