@@ -145,7 +145,9 @@ def test_a_started_file_that_a_kill_tore_begins_anew(out: Path) -> None:
     assert set(contents(out)) == {"result.txt", MANIFEST}
 
 
-@pytest.mark.parametrize("error", [DataError("bad"), AnswersMissing(missing=3, task="ranking", address="here")])
+@pytest.mark.parametrize(
+    "error", [DataError("bad"), AnswersMissing(missing=3, task="ranking", group="training", address="here")]
+)
 def test_an_error_before_anything_was_written_leaves_no_folder(out: Path, error: DataError | AnswersMissing) -> None:
     with pytest.raises(type(error)):
         stage(out, fails(error))
@@ -185,7 +187,7 @@ def test_a_file_to_keep_outlives_a_changed_setting(out: Path, interrupted: bool)
         (folder / "asked").write_text("first")
         (folder / "other").write_text("x")
         if interrupted:
-            raise AnswersMissing(missing=1, task="ranking", address="here")
+            raise AnswersMissing(missing=1, task="ranking", group="training", address="here")
 
     if interrupted:
         with pytest.raises(AnswersMissing):

@@ -10,6 +10,7 @@ import torch
 from tests.models import make_library, random_sequences
 from torch import Tensor, nn
 
+from tastemaker import attention
 from tastemaker.attention import PACKED, packed_attention, packed_attention_on
 from tastemaker.packing import pack
 
@@ -98,3 +99,48 @@ def test_the_usual_attention_is_back_after_the_block_and_after_an_error() -> Non
     with pytest.raises(RuntimeError, match="within"):
         run()
     assert library.config._attn_implementation == usual
+
+
+@pytest.mark.parametrize("window", [None, 1, 3, 50])
+@pytest.mark.parametrize("scaling", [None, 0.3])
+def test_plain_products_are_the_library_s_attention_and_gradient(window: int | None, scaling: float | None) -> None:
+    """Padded places hold other tokens, as after `spread`; their own gradients are no concern of either."""
+    generator = torch.Generator().manual_seed(1)
+    tensors = [torch.randn(2, h, 7, SIZE, generator=generator, dtype=torch.float64) for h in (HEADS, GROUPS, GROUPS)]
+    direction = torch.randn(2, HEADS, 7, SIZE, generator=generator, dtype=torch.float64)
+    found = []
+    for attend in (attention._attend_by_products, attention._attend_by_library):
+        inputs = [tensor.clone().requires_grad_() for tensor in tensors]
+        attended = attend(inputs[0], inputs[1], inputs[2], window, scaling)
+        found.append((attended.detach(), *torch.autograd.grad((attended * direction).sum(), inputs)))
+    for ours, theirs in zip(*found, strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=0, atol=1e-12)
+
+
+@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 1e-6), (torch.bfloat16, 2e-2)])
+def test_short_sequences_on_a_cpu_attend_by_plain_products(
+    dtype: torch.dtype, tolerance: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    query, key, value = (tensor.to(dtype) for tensor in queries_keys_values())
+    packed = pack(random_sequences(LENGTHS))
+    ours, _ = packed_attention(nn.Identity(), query, key, value, None, packed=packed)
+    monkeypatch.setattr(attention, "LONGEST_BY_PRODUCTS", 6)  # the longest here has 7
+    theirs, _ = packed_attention(nn.Identity(), query, key, value, None, packed=packed)
+    assert not torch.equal(ours, theirs)
+    torch.testing.assert_close(ours, theirs, rtol=0, atol=tolerance)
+
+
+@pytest.mark.parametrize("inside", [True, False])
+def test_plain_products_take_the_type_of_autocast(inside: bool) -> None:
+    """Queries and keys come in fp32 and values in bf16, as from a model that rotates in fp32."""
+    query, key, value = queries_keys_values()
+    inputs = [query.float().requires_grad_(), key.float().requires_grad_(), value.bfloat16().requires_grad_()]
+    packed, gradients = pack(random_sequences(LENGTHS)), tuple[Tensor, ...]()
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        attended, _ = packed_attention(nn.Identity(), inputs[0], inputs[1], inputs[2], None, packed=packed)
+        if inside:
+            gradients = torch.autograd.grad(attended.float().square().sum(), inputs)
+    if not inside:
+        gradients = torch.autograd.grad(attended.float().square().sum(), inputs)
+    assert attended.dtype == torch.bfloat16
+    assert [gradient.dtype for gradient in gradients] == [torch.float32, torch.float32, torch.bfloat16]

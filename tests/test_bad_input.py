@@ -128,9 +128,9 @@ CASES = {
         says="x.gguf cannot be loaded as a GGUF file of a causal language model",
         files={"data.jsonl": [DEMONSTRATION], "x.gguf": b"GGUF"},
     ),
-    "a reward model from a gguf file": Case(
-        command=REWARD.replace("MODEL", "./x.gguf"),
-        says="./x.gguf is a GGUF file, which can be read as a policy only; give a model folder",
+    "a gguf file as reward model": Case(
+        command=PPO.replace("user_rewards:ok", "./x.gguf"),
+        says="./x.gguf is a GGUF file, which holds a language model only; give the folder of a reward model",
         files={"data.jsonl": [RANKING], "x.gguf": b"GGUF"},
     ),
     "prompts too long for the value function": Case(
@@ -164,8 +164,8 @@ CASES = {
     "betas that diverge": Case(command=f"{SFT} --optimizer.betas 2 2", says="betas is (2.0, 2.0)"),
     "no gradient let through": Case(command=f"{SFT} --optimizer.max-grad-norm 0", says="max_grad_norm is 0.0"),
     "no thread": Case(command=f"{SFT} --threads 0", says="threads is 0; it must be at least 1"),
-    "a reward model that reads nothing": Case(command=f"{REWARD} --max-tokens 0", says="max_tokens is 0"),
-    "a reward model that reads less": Case(command=f"{REWARD} --max-tokens -5", says="max_tokens is -5"),
+    "a reward model that reads nothing": Case(command=f"{REWARD} --max-prompt-tokens 0", says="max_prompt_tokens is 0"),
+    "a reward model that reads less": Case(command=f"{REWARD} --max-prompt-tokens -5", says="max_prompt_tokens is -5"),
     "a seed of twenty digits": Case(
         command=f"{REWARD} --seed 99999999999999999999", says="it must be from 0 to 4294967295"
     ),

@@ -176,6 +176,22 @@ def write_gguf(path: Path, library: Any, tokenizer: Any) -> None:
     writer.close()
 
 
+def test_a_reward_model_starts_from_a_gguf_file_as_from_a_folder(tmp_path: Path) -> None:
+    tokenizer = train_bpe()
+    library = make_library("qwen2", vocabulary=len(tokenizer), tie_word_embeddings=False)
+    write_gguf(tmp_path / "model.gguf", library, tokenizer)
+    policy = load_policy(str(tmp_path / "model.gguf"), stop_texts=["<|endoftext|>"])
+    save_policy(tmp_path / "folder", policy)
+    found, expected = (new_reward_model(str(tmp_path / name), seed=3) for name in ("model.gguf", "folder"))
+    packed = pack(random_sequences([5, 3, 7]))
+    with torch.no_grad():
+        torch.testing.assert_close(found.scores(packed), expected.scores(packed), rtol=0, atol=1e-6)
+    save_reward_model(tmp_path / "saved", found)
+    with torch.no_grad():
+        again = load_reward_model(str(tmp_path / "saved")).scores(packed)
+    torch.testing.assert_close(again, found.scores(packed), rtol=0, atol=1e-6)
+
+
 def test_a_gguf_file_becomes_an_ordinary_model(tmp_path: Path) -> None:
     tokenizer = train_bpe()
     library = make_library("qwen2", vocabulary=len(tokenizer), tie_word_embeddings=False)

@@ -160,6 +160,7 @@ def test_golden_json_of_a_policy() -> None:
             "max_grad_norm": 1.0,
             "precision": "float32",
         },
+        "max_prompt_tokens": None,
         "microbatch_tokens": 8192,
         "checkpoint_every": 50,
     }
@@ -248,6 +249,8 @@ def test_the_recipe_that_the_next_test_breaks_is_whole() -> None:
         {"measure": "reward_accuracy", "a": "main"},
     ):
         from_mapping(Recipe, changed("evaluation", claim(**check)), where="r.toml")
+    for start in ("reward/main/init", "policy/ppo/init"):
+        from_mapping(Recipe, changed(start, "base"), where="r.toml")
 
 
 @pytest.mark.parametrize(
@@ -259,6 +262,7 @@ def test_the_recipe_that_the_next_test_breaks_is_whole() -> None:
         ("policy/ppo/ptx_coef", 1.0, "policy.ppo: ptx_coef needs pretraining text"),
         ("sft/base-line/pretraining_mix", 0.1, "sft.base-line: pretraining_mix needs pretraining text"),
         ("sft/..", {}, "a variant is called '..'"),
+        ("sft/base", {}, 'an SFT variant is called "base"'),
         ("reward/main/init", "x", "reward.main: init: 'x' is no SFT variant"),
         ("selection", {"base-line": "nobody"}, "selection: base-line: 'nobody' is no reward variant"),
         ("comparisons", None, "learns from rankings; give a [comparisons] section"),

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from collections.abc import Iterator
 
 import pytest
@@ -44,3 +46,26 @@ def test_a_processor_that_rounds_keeps_its_own_products(monkeypatch: pytest.Monk
     monkeypatch.setattr(parallel, "FP32_RELATIVE_ERROR", 0.0)  # no product is this accurate
     parallel._route_fp32_products()
     assert matmul.fp32_precision == "ieee"
+
+
+RESIDENT = """
+import os, torch
+from tastemaker import parallel
+def resident():
+    with open("/proc/self/statm") as file:
+        return int(file.read().split()[1]) * os.sysconf("SC_PAGE_SIZE") // 2**20
+parallel.prepare(1)
+blocks = [torch.ones(2**18) for _ in range(300)]
+last = torch.ones(2**18)
+del blocks
+kept = resident()
+parallel.give_back_memory()
+print(kept - resident())
+"""
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="only glibc is told what to do with freed memory")
+def test_freed_memory_is_kept_within_a_stage_and_given_back_after_it() -> None:
+    """300 MiB were freed below a block that is still used, so nothing but a request gives them back."""
+    done = subprocess.run([sys.executable, "-c", RESIDENT], capture_output=True, text=True, check=True)
+    assert int(done.stdout) > 250

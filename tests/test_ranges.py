@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from tastemaker.cli import main
-from tastemaker.commands import people, training, whole
+from tastemaker.commands import intake, people, training, whole
 from tastemaker.config import from_mapping
 from tastemaker.errors import ConfigError
 from tastemaker.ranges import MAX_SEED, check_range
@@ -154,7 +154,7 @@ COMMANDS: Mapping[str, tuple[type, str]] = {
     "ppo": (training._PpoOptions, "--init m --reward m:f --data d --out o"),
     "dpo": (training._DpoOptions, "--init m --data d --out o"),
     "evaluate": (whole._EvaluateOptions, "--policies a m b m --data d --judge m:f --out o"),
-    "prompts": (people._PromptsOptions, "--data d --out o"),
+    "prompts": (intake._PromptsOptions, "--data d --out o"),
     "label": (people._LabelOptions, "status"),
 }
 OPTIONS_THAT_TAKE_ZERO = {"seed", "port", "validation_share", "test_share"}

@@ -290,11 +290,16 @@ class People:
     def waits(self, stage: str, **changes: Any) -> int:
         """How many answers a stage waits for; 0 where it is through."""
         recipe = with_changes(self.recipe, {name.replace("__", "."): value for name, value in changes.items()})
+        waiting = None
         try:
             run(recipe, self.out, stage)
         except AnswersMissing as error:
-            return error.missing
-        return 0
+            waiting = error
+        if waiting is None:
+            return 0
+        database = recipe.get("database", str(self.out / "labels.db")).removeprefix("sqlite:///")
+        assert f"tastemaker label serve --database {database}`" in str(waiting)
+        return waiting.missing
 
     def tasks(self, *, submit: bool, database: str | None = None) -> list[Task]:
         found = []

@@ -25,32 +25,38 @@ PROMPTS = [
 RESPONSES = [Response(text="w11 w12"), Response(text="w13", finished=False), Response(text="", finished=False)]
 
 
-def make_reward_model(context: int = 2048) -> RewardModel:
+def make_reward_model(context: int = 2048, prompt_limit: int | None = None) -> RewardModel:
     torch.manual_seed(1)
     settings = {"vocab_size": VOCABULARY, "num_labels": 1, "pad_token_id": 0, "max_position_embeddings": context}
     config = AutoConfig.for_model("llama", **settings | ARCHITECTURES["llama"])
     library = AutoModelForSequenceClassification.from_config(config).eval()
     library.config.reward_offset = 0.5
+    library.config.reward_max_prompt_tokens = prompt_limit
     with torch.no_grad():
         library.score.weight.normal_()
     return RewardModel(library, wrap_tokenizer(make_tokenizer()))
 
 
 @pytest.mark.parametrize(
-    ("response", "context", "expected"),
+    ("response", "context", "prompt_limit", "expected"),
     [  # the prompt is <bos> w0 w3 w5 w1, which are 1 4 7 9 5; w11 is 15, <eos> 2
-        (Response(text="w11"), 99, [1, 4, 7, 9, 5, 15, 2]),
-        (Response(text="w11", finished=False), 99, [1, 4, 7, 9, 5, 15]),
-        (Response(text="w11"), 7, [1, 4, 7, 9, 5, 15, 2]),
-        (Response(text="w11"), 5, [7, 9, 5, 15, 2]),  # the prompt's beginning goes first
-        (Response(text="w11"), 2, [15, 2]),
-        (Response(text="w11 w12"), 2, [16, 2]),
+        (Response(text="w11"), 99, None, [1, 4, 7, 9, 5, 15, 2]),
+        (Response(text="w11", finished=False), 99, None, [1, 4, 7, 9, 5, 15]),
+        (Response(text="w11"), 7, None, [1, 4, 7, 9, 5, 15, 2]),
+        (Response(text="w11"), 5, None, [7, 9, 5, 15, 2]),  # the prompt's beginning goes first
+        (Response(text="w11"), 2, None, [15, 2]),
+        (Response(text="w11 w12"), 2, None, [16, 2]),
+        (Response(text="w11"), 99, 5, [1, 4, 7, 9, 5, 15, 2]),
+        (Response(text="w11"), 99, 3, [7, 9, 5, 15, 2]),
+        (Response(text="w11 w12 w13"), 99, 3, [7, 9, 5, 15, 16, 17, 2]),  # as much of the prompt as the shorter one's
+        (Response(text="w11 w12"), 5, 3, [9, 5, 15, 16, 2]),
     ],
 )
-def test_what_a_reward_model_reads(response: Response, context: int, expected: list[int]) -> None:
-    tokenizer = wrap_tokenizer(make_tokenizer())
+def test_what_a_reward_model_reads(
+    response: Response, context: int, prompt_limit: int | None, expected: list[int]
+) -> None:
     prompt = Prompt(messages=as_messages("w3 w5"))
-    assert encode_for_reward(tokenizer, prompt, response, context=context) == expected
+    assert encode_for_reward(make_reward_model(context, prompt_limit), prompt, response) == expected
 
 
 @pytest.mark.parametrize("budget", [1, 16, 1000])
@@ -59,7 +65,7 @@ def test_scores_come_in_order_however_they_are_batched(budget: int) -> None:
     scores = ModelScorer(model, budget=budget)(PROMPTS, RESPONSES)
     with torch.no_grad():
         for prompt, response, score in zip(PROMPTS, RESPONSES, scores, strict=True):
-            ids = encode_for_reward(model.tokenizer, prompt, response, context=model.context)
+            ids = encode_for_reward(model, prompt, response)
             assert score == pytest.approx(float(model.scores(pack([ids]))), abs=1e-5)
     assert len(set(scores)) == 3
 

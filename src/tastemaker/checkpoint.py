@@ -127,23 +127,16 @@ def save_policy(folder: Path, policy: LanguageModel, *, weights: Mapping[str, Te
     _save_library(folder, policy.library, policy.tokenizer, weights or {})
 
 
-def new_reward_model(source: str, *, seed: int, max_tokens: int | None = None) -> RewardModel:
+def new_reward_model(source: str, *, seed: int, max_prompt_tokens: int | None = None) -> RewardModel:
     """A reward model started from a language model: its trunk, and a head with weights ~ N(0, 1/(d+1)), offset 0.
 
-    The head's standard deviation 1/sqrt(d+1) is that of the code of Stiennon et al. 2020. `max_tokens` limits what it
-    reads and is kept in the config, so that it is queried as it was trained.
+    The head's standard deviation 1/sqrt(d+1) is that of the code of Stiennon et al. 2020. `max_prompt_tokens`
+    limits what it reads of a prompt and is kept in the config, so that it is queried as it was trained.
     """
-    from transformers import AutoModelForSequenceClassification
-
     place = resolve_source(source)
-    _check_folder(place)
-    tokenizer = load_tokenizer(place)
-    config = _load_config(place, 0.0)
-    config.num_labels = 1
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)  # the library draws what the language model has not: the head, a row for the pad id
-        what = "a model that can carry a scalar head"
-        library = _load_whole(AutoModelForSequenceClassification, place, config, what, new=("score.weight",))
+        library, tokenizer = _with_scalar_head(place)
         _check_head(library, place)
         _check_vocabulary(library, tokenizer, place)
         _set_pad_outside_text(library, tokenizer)
@@ -152,8 +145,27 @@ def new_reward_model(source: str, *, seed: int, max_tokens: int | None = None) -
     with torch.no_grad():
         weight.copy_(torch.randn(weight.shape, generator=generator) / (weight.shape[1] + 1) ** 0.5)
     library.config.reward_offset = 0.0
-    library.config.reward_max_tokens = max_tokens
+    library.config.reward_max_prompt_tokens = max_prompt_tokens
     return RewardModel(library.eval(), tokenizer)
+
+
+def _with_scalar_head(place: str) -> tuple[Any, Tokenizer]:
+    """A language model's trunk in the library's class for scores, whose head is drawn at random."""
+    from transformers import AutoModelForSequenceClassification
+
+    if place.endswith(".gguf"):
+        policy = _load_gguf(Path(place), (), 0.0)
+        policy.library.config.num_labels = 1
+        with _as_model_error(place, "a model that can carry a scalar head"):
+            library = AutoModelForSequenceClassification.from_config(policy.library.config)
+        library.base_model.load_state_dict(policy.library.base_model.state_dict())
+        return library.to(torch.float32), policy.tokenizer
+    _check_folder(place)
+    tokenizer = load_tokenizer(place)
+    config = _load_config(place, 0.0)
+    config.num_labels = 1
+    what = "a model that can carry a scalar head"
+    return _load_whole(AutoModelForSequenceClassification, place, config, what, new=("score.weight",)), tokenizer
 
 
 def load_reward_model(source: str) -> RewardModel:
@@ -313,8 +325,7 @@ def _check_folder(place: str) -> None:
     path = Path(place)
     if path.is_file() and path.suffix == ".gguf":
         raise ModelError(
-            f"{place} is a GGUF file, which can be read as a policy only; give a model folder here. `tastemaker sft` "
-            "writes one from a GGUF file."
+            f"{place} is a GGUF file, which holds a language model only; give the folder of a reward model here."
         )
     if path.is_file():
         raise ModelError(f"{place} is a file; give a model folder, a .gguf file or the name of a model on the hub.")

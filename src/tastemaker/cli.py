@@ -18,7 +18,7 @@ from tastemaker.errors import TastemakerError
 # name -> (what it does, the module of tastemaker.commands that has a function of the command's name)
 COMMANDS = {
     "run": ("run a recipe: the whole paper, from prompts to the report", "whole"),
-    "prompts": ("take in prompts: filter, label, split", "people"),
+    "prompts": ("take in prompts: filter, label, split", "intake"),
     "sft": ("fine-tune a model on demonstrations", "training"),
     "reward": ("train a reward model on rankings", "training"),
     "ppo": ("optimise a policy for a reward model or a Python function (PPO, PPO-ptx)", "training"),

@@ -52,9 +52,9 @@ class AnswersMissing(TastemakerError):
 
     exit_code = 3
 
-    def __init__(self, *, missing: int, task: str, address: str) -> None:
-        self.missing, self.task, self.address = missing, task, address
+    def __init__(self, *, missing: int, task: str, group: str, address: str) -> None:
+        self.missing, self.task, self.group, self.address = missing, task, group, address
         super().__init__(
-            f"{missing} {task} answers are still missing. People answer them at {address}; "
+            f"{missing} {task} answers by {group} raters are still missing. They answer at {address}; "
             "run the same command again when they have."
         )

@@ -10,6 +10,7 @@ A fingerprint is a hash of content for files and folders, and the name for what 
 from __future__ import annotations
 
 import json
+import shlex
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
@@ -73,6 +74,8 @@ class Raters:
 
     recipe: Recipe
     fingerprint: str
+    address: str
+    """Where people answer."""
 
     @property
     def simulated(self) -> bool:
@@ -82,7 +85,7 @@ class Raters:
         """The raters of a group, training or held-out; simulated ones with that noise."""
         simulation = self.recipe.simulation
         if not self.simulated or simulation is None:
-            return Panel(group=group, address=self.recipe.address)
+            return Panel(group=group, address=self.address)
         count = simulation.training_raters if group == "training" else simulation.held_out_raters
         profiles = load_function(simulation.raters)(group, count, self.recipe.seed)
         hooks = {
@@ -97,10 +100,10 @@ class Raters:
 
 
 class Inputs:
-    """The inputs of one stage of a round whose folder is `folder`."""
+    """The inputs of one stage of a round whose folder is `folder`, and where its label store is."""
 
-    def __init__(self, recipe: Recipe, folder: Path, device: torch.device) -> None:
-        self._recipe, self._folder, self._device = recipe, folder, device
+    def __init__(self, recipe: Recipe, folder: Path, device: torch.device, label_store: str) -> None:
+        self._recipe, self._folder, self._device, self._label_store = recipe, folder, device, label_store
         self.known: dict[str, str] = {}
         """What the stage's manifest remembers: a fingerprint by name."""
 
@@ -125,7 +128,8 @@ class Inputs:
         if self._recipe.raters == "simulated":
             people = {"simulation": to_json(self._recipe.simulation), "seed": self._recipe.seed}
         self.setting("people", people)
-        return Raters(self._recipe, self.known["people"])
+        pages = f"the pages of `tastemaker label serve --database {shlex.quote(self._label_store)}`"
+        return Raters(self._recipe, self.known["people"], self._recipe.address or pages)
 
     # Files of earlier stages.
 
@@ -191,6 +195,10 @@ class Inputs:
             return self._declare(str(folder.relative_to(self._folder)), folder, lambda: str(folder))
         source = self._recipe.base.model if name == "base" else name
         return self._declare(name, model_source(source), lambda: source)
+
+    def start(self, init: str) -> Input[str]:
+        """What a reward model or a policy starts from: the base, or an SFT variant's last epoch."""
+        return self.model(init if init == "base" else f"sft/{init}", selected=False)
 
     def reader(self) -> Input[Reader]:
         """The base's tokenizer and its context, without its weights."""

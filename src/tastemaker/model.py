@@ -150,9 +150,14 @@ class RewardModel(nn.Module):
 
     @property
     def context(self) -> int:
-        """The longest sequence it reads: its architecture's limit, or a lower one that it was trained with."""
-        limit = getattr(self.library.config, "reward_max_tokens", None)
-        return min(context_length(self.library.config), limit or context_length(self.library.config))
+        """The longest sequence the model takes, in tokens."""
+        return context_length(self.library.config)
+
+    @property
+    def prompt_limit(self) -> int:
+        """The longest prompt that it was trained to read, in tokens; of a longer one it reads the end."""
+        limit = getattr(self.library.config, "reward_max_prompt_tokens", None)
+        return self.context if limit is None else int(limit)
 
     def at(self, packed: Packed, source_M: Tensor) -> Tensor:
         """The head's output minus the offset at the packed places `source_M`, in fp32."""

@@ -64,7 +64,7 @@ def collect(
     if not missing:
         return found
     if panel.of_people:
-        raise AnswersMissing(missing=missing, task=study.kind, address=panel.address)
+        raise AnswersMissing(missing=missing, task=study.kind, group=panel.group, address=panel.address)
     service.release_simulated(study.name)
     for rater in panel.simulated:
         service.add_rater(rater.profile.name, group=panel.group, origin="simulated")

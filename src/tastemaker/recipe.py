@@ -96,8 +96,8 @@ class Recipe:
     """Processor threads (None: all)."""
     database: str | None = None
     """The label store's URL (None: labels.db in the output folder)."""
-    address: str = "tastemaker label"
-    """Where people answer; printed while answers are missing."""
+    address: str | None = None
+    """Where people answer; printed while answers are missing (None: the command that serves the pages)."""
     simulation: SimulationConfig | None = None
     """Who simulated raters are."""
     text: TextConfig | None = None
@@ -131,10 +131,13 @@ class Recipe:
             self._check_evaluation(self.evaluation)
 
     def _check_variants(self) -> None:
+        if "base" in self.sft:
+            raise ConfigError('an SFT variant is called "base", which means the base model in `init`; rename it.')
+        starts = ("base", *self.sft)
         for name, reward in self.reward.items():
-            _require(reward.init, self.sft, f"reward.{name}: init", "SFT")
+            _require(reward.init, starts, f"reward.{name}: init", "SFT")
         for name, policy in self.policy.items():
-            _require(policy.init, self.sft, f"policy.{name}: init", "SFT")
+            _require(policy.init, starts, f"policy.{name}: init", "SFT")
             if isinstance(policy, PpoConfig) and ":" not in policy.reward:
                 _require(policy.reward, self.reward, f"policy.{name}: reward", "reward")
         for name, judge in self.selection.items():

@@ -22,12 +22,11 @@ from tastemaker.config import to_json
 from tastemaker.console import say
 from tastemaker.errors import DataError
 from tastemaker.files import read_demonstrations, read_prompts, write_json, write_records
-from tastemaker.halves import first_turn
 from tastemaker.inputs import Inputs
 from tastemaker.kept import digest
 from tastemaker.model import LanguageModel
 from tastemaker.recipe import Recipe
-from tastemaker.records import Demonstration, Prompt, with_about
+from tastemaker.records import Demonstration, Prompt
 from tastemaker.responses import DecodingConfig, leaving_room, sample_responses
 from tastemaker.stages import demonstrations, dpo, ppo, prompts, reward, sft
 from tastemaker.stages.demonstrations import TRAINING_GUIDELINE
@@ -71,12 +70,7 @@ class Round:
             further = inputs.source("test_source", config.test_source, read_prompts, Prompt)
 
         def work(folder: Path) -> None:
-            raw = given.load()
-            if further is not None and config.test_source is not None:
-                tested = _categorised(further.load(), config.test_source)
-                raw = _categorised(raw, config.source) + [with_about(prompt, split="test") for prompt in tested]
-            if config.first_turn_only:
-                raw = [first_turn(prompt) for prompt in raw]
+            raw = prompts.gathered(given.load(), None if further is None else further.load(), config)
             if reader is not None:
                 raw = leaving_room(raw, reader.load(), new_tokens=new_tokens)
             kept, report = prompts.take_in(raw, config)
@@ -129,7 +123,7 @@ class Round:
     def reward(self, variant: str) -> None:
         """Train a reward model on the rankings."""
         config, inputs = self.recipe.reward[variant], self.inputs()
-        init, seed = inputs.model(f"sft/{config.init}", selected=False), inputs.seed()
+        init, seed = inputs.start(config.init), inputs.seed()
         train, validation = inputs.rankings("train"), inputs.rankings("validation")
         held_out, written = inputs.rankings("held-out"), inputs.demonstrations("train")
         # Of rankings that exist already, those of test prompts measure the accuracy.
@@ -214,13 +208,14 @@ class Round:
 
     def inputs(self) -> Inputs:
         """The inputs of a stage, to be declared."""
-        return Inputs(self.recipe, self.folder, self.device)
+        return Inputs(self.recipe, self.folder, self.device, self.store.address)
 
     def run(self, name: str, config: Any, inputs: Inputs, work: Work, *, keep: str | None = None) -> None:
         say(f"{name}")
         outcome = run_stage(self.folder / name, stage=name, config=config, inputs=inputs.known, work=work, keep=keep)
         say(f"  up to date ({outcome.seconds:.0f} s then)" if outcome.skipped else f"  done in {outcome.seconds:.0f} s")
         self.outcomes[name] = outcome
+        parallel.give_back_memory()
 
     def study(self, name: str, shape: Mapping[str, object]) -> str:
         """A study's name holds a fingerprint of what shapes its questions, so that other questions are another study.
@@ -288,7 +283,7 @@ class Round:
         return work
 
     def _ppo(self, config: ppo.PpoConfig, inputs: Inputs) -> Work:
-        init, seed = inputs.model(f"sft/{config.init}", selected=False), inputs.seed()
+        init, seed = inputs.start(config.init), inputs.seed()
         asked, held_out = inputs.prompts("train"), inputs.held_out_texts()
         scorer = inputs.scorer(config.reward, budget=config.microbatch_tokens)
         reward_model = inputs.model(f"reward/{config.reward}") if config.reward in self.recipe.reward else None
@@ -311,7 +306,7 @@ class Round:
         return work
 
     def _dpo(self, config: dpo.DpoConfig, inputs: Inputs) -> Work:
-        init, seed = inputs.model(f"sft/{config.init}", selected=False), inputs.seed()
+        init, seed = inputs.start(config.init), inputs.seed()
         train, validation = inputs.rankings("train"), inputs.rankings("validation")
 
         def work(folder: Path) -> None:
@@ -326,9 +321,3 @@ class Round:
             )
 
         return work
-
-
-def _categorised(rows: list[Prompt], source: str) -> list[Prompt]:
-    """The prompts, those without a category under their source's name."""
-    name = Path(source).name.partition(".")[0]
-    return [prompt if prompt.about.category else with_about(prompt, category=name) for prompt in rows]

@@ -17,7 +17,6 @@ from tastemaker.errors import TrainingError
 from tastemaker.model import RewardModel
 from tastemaker.packing import microbatches, pack
 from tastemaker.records import Messages, Prompt, Response
-from tastemaker.tokenizer import Tokenizer
 
 ScoreFunction = Callable[[list[Messages], list[str], list[Mapping[str, Any]]], Sequence[float]]
 
@@ -28,11 +27,15 @@ class Scorer(Protocol):
     def __call__(self, prompts: Sequence[Prompt], responses: Sequence[Response]) -> list[float]: ...
 
 
-def encode_for_reward(tokenizer: Tokenizer, prompt: Prompt, response: Response, *, context: int) -> list[int]:
-    """The ids whose last is where the score is read. A prompt too long for the context loses its beginning."""
-    ending = tokenizer.response_ids(response.text, finished=response.finished)
-    opening = tokenizer.prompt_ids(prompt.messages)
-    return [*opening[max(0, len(opening) + len(ending) - context) :], *ending][-context:]
+def encode_for_reward(model: RewardModel, prompt: Prompt, response: Response) -> list[int]:
+    """The ids whose last is where the score is read.
+
+    A prompt beyond the model's `prompt_limit` loses its beginning, the same for all its responses, so that none is
+    judged by a shorter conversation than another. Only what is too long for the context itself loses more.
+    """
+    ending = model.tokenizer.response_ids(response.text, finished=response.finished)
+    opening = model.tokenizer.prompt_ids(prompt.messages)[-model.prompt_limit :]
+    return [*opening, *ending][-model.context :]
 
 
 class ModelScorer:
@@ -46,8 +49,7 @@ class ModelScorer:
     def __call__(self, prompts: Sequence[Prompt], responses: Sequence[Response]) -> list[float]:
         model = self.model
         sequences = [
-            encode_for_reward(model.tokenizer, prompt, response, context=model.context)
-            for prompt, response in zip(prompts, responses, strict=True)
+            encode_for_reward(model, prompt, response) for prompt, response in zip(prompts, responses, strict=True)
         ]
         scores = [0.0] * len(sequences)
         for group in microbatches([len(ids) for ids in sequences], budget=self.budget):

@@ -175,7 +175,10 @@ def test_people_are_asked_and_waited_for(service: LabelService) -> None:
     responses = {("policy", "T=1"): LONG, ("base", "T=1"): SHORT}
     people = Panel(group="held-out", address="http://here")
     for _ in range(2):  # asking again asks nothing twice
-        with pytest.raises(AnswersMissing, match="61 comparison answers are still missing"):
+        with pytest.raises(
+            AnswersMissing,
+            match=r"61 comparison answers by held-out raters .* http://here",
+        ):
             judge(service, PROMPTS, responses, config(), people, study="s")
         assert service.progress("s").slots == 61
 

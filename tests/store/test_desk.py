@@ -67,13 +67,13 @@ def set_study(store: Store, name: str = "study", **values: object) -> None:
         connection.execute(sa.update(studies).where(studies.c.name == name).values(values))
 
 
-def make_gold(store: Store, *keys: str, share: float = 1.0) -> None:
+def make_gold(store: Store, *keys: str, share: float = 1.0, expected: object = (("A",), ("B",), ("C",))) -> None:
     """Turn items into gold ones without slots."""
     with store.write() as connection:
         ids = connection.execute(sa.select(items.c.id).where(items.c.key.in_(keys))).scalars().all()
         connection.execute(sa.delete(assignments).where(assignments.c.item_id.in_(ids)))
         connection.execute(
-            sa.insert(gold), [{"item_id": each, "expected": [["A"], ["B"], ["C"]], "created_at": 0.0} for each in ids]
+            sa.insert(gold), [{"item_id": each, "expected": expected, "created_at": 0.0} for each in ids]
         )
     set_study(store, gold_share=share)
 
@@ -518,7 +518,7 @@ def test_gold_is_never_late_and_never_anothers(
     desk: Desk, service: LabelService, make: Make, store: Store, clock: Clock
 ) -> None:
     fill(service, make, count=3)
-    make_gold(store, "key-0")
+    make_gold(store, "key-0", expected="a good text")
     task_id = id_of(desk.next_task("ann", "study"))
     clock.now += 31 * MINUTE
     other = desk.next_task("bob", "study")

@@ -9,67 +9,14 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import tyro
 
-from tastemaker import sources
 from tastemaker.commands import labelling
-from tastemaker.commands.alone import stage
-from tastemaker.commands.options import parse, read_records
-from tastemaker.config import to_json
+from tastemaker.commands.options import parse
 from tastemaker.console import say
 from tastemaker.errors import ConfigError, DataError, StoreError
-from tastemaker.files import read_prompts, write_json, write_records
 from tastemaker.ranges import check_range
-from tastemaker.records import Prompt
 
 if TYPE_CHECKING:
     from tastemaker.store import Store
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class _PromptsOptions:
-    """Take in prompts: drop those that share a long prefix, at most 200 a user, no personal data in training; split."""
-
-    data: str
-    """A file, a folder saved by datasets, or the name of a data set."""
-    out: Path
-    """The folder to write."""
-    max_per_user: int = 200
-    """Prompts kept of one user."""
-    prefix_characters: int = 128
-    """Prompts that begin with the same so many characters are taken for one."""
-    validation_share: float = 0.1
-    """Share of users whose prompts are for validation."""
-    test_share: float = 0.1
-    """Share of users whose prompts are for the final evaluation."""
-    languages: tuple[str, ...] = ()
-    """Languages to keep, such as "en"; none named keeps all."""
-    keep_personal_data: bool = False
-    """Keep training prompts that hold e-mail addresses, numbers and the like."""
-
-
-def prompts(arguments: Sequence[str]) -> None:
-    """`tastemaker prompts`"""
-    from tastemaker.stages.prompts import PromptsConfig, take_in
-
-    options = parse(_PromptsOptions, arguments, "prompts")
-    config = PromptsConfig(
-        source=options.data,
-        max_per_user=options.max_per_user,
-        prefix_characters=options.prefix_characters,
-        validation_share=options.validation_share,
-        test_share=options.test_share,
-        languages=options.languages,
-        filter_personal_data=not options.keep_personal_data,
-    )
-    rows = read_records(options.data, read_prompts, Prompt)
-
-    def work(folder: Path) -> None:
-        kept, report = take_in(rows, config)
-        for split in ("train", "validation", "test"):
-            write_records(folder / f"{split}.jsonl", [prompt for prompt in kept if prompt.about.split == split])
-        write_json(folder / "report.json", to_json(report))
-        say(report.summary())
-
-    stage(options.out, "prompts", config, {"data": sources.fingerprint(options.data)}, work)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

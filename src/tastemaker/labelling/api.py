@@ -25,7 +25,7 @@ from tastemaker import __version__
 from tastemaker.config import to_json
 from tastemaker.errors import StoreError
 from tastemaker.labelling import wire
-from tastemaker.labelling.web import AsciiJson, Link, Page, open_to_all, require
+from tastemaker.labelling.web import AsciiJson, LeadPage, Link, Page, open_to_all, require
 from tastemaker.store.desk import MAX_HISTORY, Desk
 from tastemaker.store.exports import ExportConfig
 from tastemaker.store.lead import StudyOverview
@@ -43,7 +43,6 @@ AnyPage = Annotated[Page, open_to_all()]
 OwnPage = Annotated[Page, require()]
 RaterPage = Annotated[Page, require("rater")]
 ServicePage = Annotated[Page, require("service")]
-LeadPage = Annotated[Page, require("lead", "admin")]
 ExportPage = Annotated[Page, require("researcher", "lead", "admin")]
 
 TaskId = Annotated[str, Path(description="A task's `id`. Another rater's is a 404, as one that does not exist.")]

@@ -14,10 +14,9 @@ from starlette.responses import Response
 
 from tastemaker.labelling.figures import Line, line, lines_of_rater, lines_of_study, numbered
 from tastemaker.labelling.forms import Asked, known_study
-from tastemaker.labelling.web import Link, Page, not_found, require
+from tastemaker.labelling.web import LEADS, LeadPage, Link, Page, not_found, require
 from tastemaker.store.dashboard import RaterReport, Week
 
-LEADS = ("lead", "admin")
 READERS = (*LEADS, "researcher")
 
 routes = APIRouter()
@@ -31,7 +30,6 @@ LINKS: Sequence[Link] = (
 )
 
 ReaderPage = Annotated[Page, require(*READERS)]
-LeadPage = Annotated[Page, require(*LEADS)]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -19,11 +19,10 @@ from starlette.responses import Response, StreamingResponse
 from tastemaker.errors import StoreError, TastemakerError
 from tastemaker.labelling.forms import Asked, Field, Text, percent
 from tastemaker.labelling.settings import Limit
-from tastemaker.labelling.web import Link, Page, require
+from tastemaker.labelling.web import LEADS, Link, Page, require
 from tastemaker.store.audit import Head
 from tastemaker.store.exports import MANIFEST, ExportConfig, Format
 
-LEADS = ("lead", "admin")
 READERS = (*LEADS, "researcher")
 AUDITORS = ("auditor", *LEADS)
 

@@ -12,13 +12,12 @@ from starlette.responses import Response
 from tastemaker.errors import StoreError, TastemakerError
 from tastemaker.labelling.figures import Line, line
 from tastemaker.labelling.forms import Asked, Field, Fields, answer_in, at, known_study, plain, whole
-from tastemaker.labelling.web import Link, Page, not_found, require
+from tastemaker.labelling.web import LEADS, LeadPage, Link, Page, not_found, require
 from tastemaker.store.lead import StudyOverview
 from tastemaker.store.screening import CutOffs, Result
 from tastemaker.store.tasks import FLAGS, LIKERT_POINTS
 
-LEADS = ("lead", "admin")
-ADJUDICATORS = ("adjudicator", "lead", "admin")
+ADJUDICATORS = ("adjudicator", *LEADS)
 
 routes = APIRouter()
 LINKS: Sequence[Link] = (
@@ -36,7 +35,6 @@ LINKS: Sequence[Link] = (
     ),
 )
 
-LeadPage = Annotated[Page, require(*LEADS)]
 AdjudicatorPage = Annotated[Page, require(*ADJUDICATORS)]
 
 

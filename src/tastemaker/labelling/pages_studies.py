@@ -11,11 +11,9 @@ from starlette.responses import Response
 
 from tastemaker.errors import StoreError, TastemakerError
 from tastemaker.labelling.forms import Asked, Field, Text, at, known_study, number, percent, uploaded, whole
-from tastemaker.labelling.web import Link, Page, require
+from tastemaker.labelling.web import LEADS, LeadPage, Link, Page
 from tastemaker.store.lead import MOST_GOLD, Imported, StudyOverview
 from tastemaker.store.tasks import Guideline, Purpose, StudyConfig, StudyKind
-
-LEADS = ("lead", "admin")
 
 routes = APIRouter()
 LINKS: Sequence[Link] = (
@@ -27,7 +25,6 @@ LINKS: Sequence[Link] = (
     ),
 )
 
-LeadPage = Annotated[Page, require(*LEADS)]
 
 MOST_OVERLAP = 100
 LONGEST_LEASE_MINUTES = 24 * 60

@@ -213,6 +213,11 @@ def require(*roles: str) -> Any:
     return Depends(Requirement(roles or ROLES))
 
 
+# Who sets up studies and looks after raters.
+LEADS = ("lead", "admin")
+LeadPage = Annotated[Page, require(*LEADS)]
+
+
 def open_to_all() -> Any:
     """Declare that a handler serves visitors too."""
     return Depends(Requirement(None))

@@ -46,7 +46,7 @@ class DpoConfig:
 
     kind: Literal["dpo"] = "dpo"
     init: str
-    """What DPO starts from and is held to: in a recipe an SFT variant, alone a model folder."""
+    """What DPO starts from and is held to: in a recipe an SFT variant or "base", alone a model."""
     part: Part = "all"
     """Which training prompts to learn from: not those of a reward model that is to judge the result."""
     beta: float = 0.1
@@ -61,13 +61,15 @@ class DpoConfig:
     """Pairs in an optimizer step."""
     optimizer: OptimizerConfig = OptimizerConfig(learning_rate=1e-6, warmup_steps=150, schedule="constant")
     """AdamW and its schedule."""
+    max_prompt_tokens: int | None = None
+    """The longest prompt that is learned from; a longer one loses its beginning (None: its context)."""
     microbatch_tokens: int = 8192
     """Tokens (padding inside attention included) that go through the model at once."""
     checkpoint_every: int = 50
     """Optimizer steps between checkpoints."""
 
     def __post_init__(self) -> None:
-        check_range(self, "epochs", "batch_size", "microbatch_tokens", "checkpoint_every", least=1)
+        check_range(self, "epochs", "batch_size", "microbatch_tokens", "checkpoint_every", "max_prompt_tokens", least=1)
         check_range(self, "beta", above=0)
         check_range(self, "label_smoothing", least=0, below=0.5)
         if self.label_smoothing and self.variant == "ipo":
@@ -105,7 +107,7 @@ def train_dpo(
     """
     policy = load_policy(init).to(device)
     rankings = [ranking for ranking in rankings if in_part(ranking.prompt, config.part)]
-    pairs, held_out = as_pairs(rankings, policy), as_pairs(validation, policy)
+    pairs, held_out = (as_pairs(rows, policy, config.max_prompt_tokens) for rows in (rankings, validation))
     if not pairs:
         raise DataError("no ranking prefers one response to another, so there is nothing to learn; give untied ones.")
     steps_per_epoch = -(-len(pairs) // config.batch_size)
@@ -147,11 +149,13 @@ def train_dpo(
     return folder / "model"
 
 
-def as_pairs(rankings: Sequence[Ranking], policy: LanguageModel) -> list[Pair]:
-    """Every untied pair of every ranking, best first."""
+def as_pairs(rankings: Sequence[Ranking], policy: LanguageModel, max_prompt_tokens: int | None = None) -> list[Pair]:
+    """Every untied pair of every ranking, best first; of a longer prompt only its last `max_prompt_tokens`."""
     tokenizer, pairs = policy.tokenizer, []
     for ranking in rankings:
         prompt_ids = tuple(tokenizer.prompt_ids(ranking.prompt.messages))
+        if max_prompt_tokens is not None:
+            prompt_ids = prompt_ids[-max_prompt_tokens:]
         ids = [tuple(tokenizer.response_ids(r.text, finished=r.finished)) for r in ranking.responses]
         ranks = ranking.ranks
         pairs += [

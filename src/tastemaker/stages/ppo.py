@@ -63,7 +63,7 @@ class PpoConfig:
 
     kind: Literal["ppo"] = "ppo"
     init: str
-    """What PPO starts from and is held to: in a recipe an SFT variant, alone a model folder."""
+    """What PPO starts from and is held to: in a recipe an SFT variant or "base", alone a model."""
     reward: str
     """In a recipe a reward variant, alone a reward model's folder; or a Python function `module:function`."""
     iterations: int = 500

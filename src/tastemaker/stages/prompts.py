@@ -22,11 +22,13 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from itertools import chain
+from pathlib import Path
 from typing import Literal, get_args
 
 import phonenumbers
 
 from tastemaker.errors import ConfigError, DataError
+from tastemaker.halves import first_turn
 from tastemaker.personal_data import PHONE_REGIONS, Kind, find_personal_data, personal_data_in
 from tastemaker.ranges import MAX_SEED, check_range
 from tastemaker.records import Prompt, Split, messages_hash, with_about
@@ -112,6 +114,21 @@ class PromptsReport:
         ]
         languages = ", ".join(f"{language} {count}" for language, count in self.by_language.items())
         return "\n".join([*lines, f"  languages: {languages or 'none'}"])
+
+
+def gathered(given: Sequence[Prompt], further: Sequence[Prompt] | None, config: PromptsConfig) -> list[Prompt]:
+    """The prompts of `source` and, if there is one, of `test_source`, as they are filtered and split."""
+    prompts = list(given)
+    if config.test_source is not None and further is not None:
+        tested = [with_about(prompt, split="test") for prompt in _categorised(further, config.test_source)]
+        prompts = [*_categorised(given, config.source), *tested]
+    return [first_turn(prompt) for prompt in prompts] if config.first_turn_only else prompts
+
+
+def _categorised(rows: Sequence[Prompt], source: str) -> list[Prompt]:
+    """The prompts, those without a category under their source's name."""
+    name = Path(source).name.partition(".")[0]
+    return [prompt if prompt.about.category else with_about(prompt, category=name) for prompt in rows]
 
 
 def take_in(prompts: Sequence[Prompt], config: PromptsConfig) -> tuple[list[Prompt], PromptsReport]:

@@ -48,7 +48,7 @@ class RewardConfig:
     """Reward model training. The defaults are the paper's."""
 
     init: str = "baseline"
-    """In a recipe, the SFT variant to start from; alone, `--model` says it."""
+    """In a recipe, the SFT variant to start from, or "base"; alone, `--model` says it."""
     part: Part = "all"
     """Which training prompts to learn from. Two models on different halves are independent judges of each other."""
     epochs: int = 1
@@ -57,8 +57,8 @@ class RewardConfig:
     """Prompts in an optimizer step."""
     optimizer: OptimizerConfig = OptimizerConfig(learning_rate=9e-6)
     """AdamW and its schedule."""
-    max_tokens: int | None = None
-    """The longest sequence it reads, in training and later; a longer prompt loses its beginning (None: its context)."""
+    max_prompt_tokens: int | None = None
+    """The longest prompt it reads, in training and later; a longer one loses its beginning (None: its context)."""
     normalize: Literal["pairs", "all"] = "pairs"
     """Divide a prompt's loss by its untied pairs, or by all C(K,2)."""
     grouping: Literal["prompt", "pairs"] = "prompt"
@@ -71,7 +71,7 @@ class RewardConfig:
     """Optimizer steps between checkpoints."""
 
     def __post_init__(self) -> None:
-        check_range(self, "epochs", "batch_size", "microbatch_tokens", "checkpoint_every", "max_tokens", least=1)
+        check_range(self, "epochs", "batch_size", "microbatch_tokens", "checkpoint_every", "max_prompt_tokens", least=1)
         check_range(self, "cross_validation_folds", least=0)
         if self.cross_validation_folds == 1:
             raise ConfigError("cross_validation_folds is 1; give 0 for none, or at least 2.")
@@ -142,10 +142,7 @@ def as_elements(rankings: Sequence[Ranking], model: RewardModel) -> list[Element
         groups.setdefault((ranking.prompt.key, ranking.responses), []).append(ranking)
     elements = []
     for (_, responses), group in groups.items():
-        sequences = tuple(
-            tuple(encode_for_reward(model.tokenizer, group[0].prompt, response, context=model.context))
-            for response in responses
-        )
+        sequences = tuple(tuple(encode_for_reward(model, group[0].prompt, response)) for response in responses)
         ranks = tuple(ranking.ranks for ranking in group if len(ranking.order) > 1)
         if ranks:
             elements.append(Element(sequences, ranks))
@@ -177,7 +174,7 @@ def _train(
     *,
     name: str,
 ) -> RewardModel:
-    model = new_reward_model(init, seed=seed, max_tokens=config.max_tokens)
+    model = new_reward_model(init, seed=seed, max_prompt_tokens=config.max_prompt_tokens)
     model.to(device)
     elements, batch_size = as_elements(rankings, model), config.batch_size
     held_out = as_elements(validation, model)

@@ -1,7 +1,8 @@
-"""Every answer that was given, with its question and with who gave it: for leads, and never for raters.
+"""Every answer that was given, with its question and with who gave it: the store's one reader of answers.
 
-Stages read what counts (`answered`); whoever judges raters, settles disputes or exports needs more: gold and screening
-items, answers that came late, times. The newest revision of each is read, in the order of the questions.
+Nothing of it is for raters. Stages take what counts (`answered`); whoever judges raters, settles disputes or exports
+needs more: gold and screening items, answers that came late, times. The newest revision of each is read, in the order
+of the questions.
 """
 
 from __future__ import annotations
@@ -97,7 +98,7 @@ def as_ranking(item: Item, answer: RankingAnswer | ComparisonAnswer, author: Aut
     return Ranking(
         prompt=item.prompt,
         responses=tuple(output.response for output in item.outputs),
-        order=tuple(tuple(LETTERS.index(letter) for letter in group) for group in groups),
+        order=tuple(tuple(sorted(LETTERS.index(letter) for letter in group)) for group in groups),
         author=author,
     )
 
