@@ -54,6 +54,21 @@ def train(folder: Path, base: str, settings: RewardConfig, rows: Sequence[Rankin
     return json.loads((folder / "results.json").read_text())
 
 
+def test_validation_runs_in_the_precision_of_training(
+    base: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: dict[bool, set[bool]] = {True: set(), False: set()}
+
+    def spied(*arguments: Any) -> Any:
+        seen[torch.is_grad_enabled()].add(torch.is_autocast_enabled("cpu"))
+        return element_loss(*arguments)
+
+    monkeypatch.setattr(reward, "element_loss", spied)
+    settings = config(optimizer={"learning_rate": 3e-3, "precision": "bfloat16"})
+    train(tmp_path / "rm", base, settings, validation=RANKINGS[:5])
+    assert seen == {True: {True}, False: {True}}
+
+
 def gradient(model: RewardModel) -> Tensor:
     flat = torch.cat([p.grad.flatten() for p in model.parameters() if p.grad is not None])
     model.zero_grad()

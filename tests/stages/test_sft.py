@@ -43,6 +43,21 @@ def train(folder: Path, base: str, settings: SftConfig, rows: Sequence[Any] = DE
     return train_sft(folder, config=settings, base=base, demonstrations=rows, device=CPU, seed=2, **more)
 
 
+def test_validation_runs_in_the_precision_of_training(
+    base: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen = []
+
+    def spied(*arguments: Any) -> float:
+        seen.append(torch.is_autocast_enabled("cpu"))
+        return demonstration_loss(*arguments)
+
+    monkeypatch.setattr(sft, "demonstration_loss", spied)
+    settings = config(optimizer={"learning_rate": 1e-3, "precision": "bfloat16"})
+    train(tmp_path / "sft", base, settings, validation=DEMONSTRATIONS[:2])
+    assert seen == [True, True]
+
+
 def test_the_loss_is_the_librarys_with_the_prompt_masked(base: str) -> None:
     policy = load_policy(base)
     library = AutoModelForCausalLM.from_pretrained(base)

@@ -201,7 +201,8 @@ def _train(
             "epoch": (number + 1) / steps_per_epoch,
         }
         if held_out and place == steps_per_epoch - 1:
-            metrics |= _validate(model, config, held_out)
+            with trainer.autocast():
+                metrics |= _validate(model, config, held_out)
         return metrics
 
     run_steps(

@@ -169,7 +169,9 @@ class _Run:
             save_policy(self.folder / "epochs" / f"{epoch + 1:02d}", self.policy)
         if not self.held_out:
             return {}
-        return {"validation_loss": demonstration_loss(self.policy, self.held_out, self.config.microbatch_tokens)}
+        with self.trainer.autocast():
+            loss = demonstration_loss(self.policy, self.held_out, self.config.microbatch_tokens)
+        return {"validation_loss": loss}
 
 
 def encode_demonstrations(
