@@ -22,13 +22,14 @@ from typing import Any, Literal, Union, get_args, get_origin
 import tyro
 
 from tastemaker.cli import COMMANDS, EPILOGUE
-from tastemaker.commands import intake, people, training, whole
+from tastemaker.commands import intake, people, sampling, training, whole
 from tastemaker.metrics import METRICS
 from tastemaker.recipe import Recipe
 
 DOCS = Path(__file__).parent.parent / "docs"
 OPTIONS = {
     "prompts": intake._PromptsOptions,
+    "sample": sampling._SampleOptions,
     "label": people._LabelOptions,
     "sft": training._SftOptions,
     "reward": training._RewardOptions,

@@ -17,6 +17,9 @@ from tastemaker.artefacts import read_manifest
 from tastemaker.cli import COMMANDS, main, usage
 from tastemaker.metrics import read_metrics
 from tastemaker.store import LabelService, Store
+from tastemaker.store.audit import Actor
+from tastemaker.store.lead import LeadService
+from tastemaker.store.tasks import Guideline, StudyConfig
 
 HELP = """\
 usage: tastemaker COMMAND [options]
@@ -148,6 +151,54 @@ def test_the_stages_alone_one_after_another(
     assert page.count('<details class="example"') == 12
     assert main(command) == 0
     assert "ev is up to date" in capsys.readouterr().err, "a report of it is no change to an evaluation"
+
+
+def test_what_is_sampled_is_what_the_labelling_application_imports(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    for seed in range(2):
+        save_model(tmp_path / f"m{seed}", seed=seed)
+    prompts = write(
+        tmp_path / "p.jsonl", [{"prompt": f"w{n}", "user": f"u{n}", "source": "ours"} for n in range(3, 10)]
+    )
+    command = ["sample", "--policies", "one", "m0", "two", "m1", "--data", prompts, "--out", "candidates"]
+    command += ["--responses-per-prompt", "2", "--max-new-tokens", "4", "--threads", "1"]
+    assert main(command) == 0
+    assert capsys.readouterr().err.endswith("responses: candidates/responses.jsonl\n")
+    rows = [json.loads(line) for line in (tmp_path / "candidates/responses.jsonl").read_text().splitlines()]
+    assert [row["sources"] for row in rows] == [["one", "one", "two", "two"]] * 7
+    assert all(len(row["responses"]) == len(row["finished"]) == 4 for row in rows)
+    assert main(command) == 0
+    assert "candidates is up to date" in capsys.readouterr().err
+    assert main([*command[:-2], "--seed", "1"]) == 2
+    assert "holds the result of other settings: seed 0 -> 1" in capsys.readouterr().err
+
+    with Store.open(tmp_path / "labels.db") as store:
+        lead, ann = LeadService(store), Actor(name="ann", role="lead")
+        guideline = Guideline(version="1", text="Rank the better one first.")
+        study = StudyConfig(name="s", kind="ranking", purpose="training", rater_group="training", guideline=guideline)
+        lead.create_study(study, actor=ann)
+        imported = lead.import_file("s", tmp_path / "candidates/responses.jsonl", actor=ann)
+        assert imported.added == 7
+
+
+def test_a_prompt_is_answered_on_the_terminal(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    model = str(save_model(tmp_path / "m"))
+    rest = ["--policies", "mine", model, "--max-new-tokens", "3", "--threads", "1"]
+    assert main(["sample", "--prompt", "w5 w6", "--responses-per-prompt", "2", *rest]) == 0
+    said = capsys.readouterr().out
+    assert said.count("mine (cut off)") + said.count("mine\n") == 2
+    first = said
+    assert main(["sample", "--prompt", "w5 w6", "--responses-per-prompt", "2", *rest]) == 0
+    assert capsys.readouterr().out == first
+    for wrong, says in (
+        ([], "give either --data FILE with --out FOLDER, or one --prompt TEXT"),
+        (["--prompt", "w5", "--data", "x"], "give either --data FILE"),
+        (["--prompt", "w5", "--out", "x"], "--data and --out go together"),
+    ):
+        assert main(["sample", *wrong, *rest]) == 2
+        assert says in capsys.readouterr().err
 
 
 def test_policies_are_compared_in_the_order_they_are_given_in_whatever_they_are_called(

@@ -117,6 +117,21 @@ def _unknown(options: Sequence[str], missing: Sequence[str]) -> list[str]:
     return said
 
 
+def also(name: str) -> Any:
+    """Another spelling of an option: decoding is a section of its own where there are many sections."""
+    return tyro.conf.arg(aliases=[name])
+
+
+def check_pairs(arguments: Sequence[str]) -> None:
+    """Of `--policies new PATH old PATH` the parser only knows that it failed."""
+    words = list(arguments)
+    if "--policies" in words:
+        rest = words[words.index("--policies") + 1 :]
+        given = next((place for place, word in enumerate(rest) if word.startswith("-")), len(rest))
+        if given % 2:
+            raise ConfigError(f"--policies takes names and folders in pairs: new PATH old PATH; {given} were given.")
+
+
 def inputs(options: Any, *names: str) -> dict[str, Path | str]:
     """What a command's result depends on besides its config: the content of what `names` name, and the seed."""
     return {name: sources.fingerprint(getattr(options, name)) for name in names} | {"seed": str(options.seed)}

@@ -7,15 +7,15 @@ import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, NoReturn
+from typing import Annotated, NoReturn
 
 import tyro
 
 from tastemaker import sources
 from tastemaker.commands.alone import stage
 from tastemaker.commands.fields import as_toml
+from tastemaker.commands.options import also, check_pairs, parse, read_records
 from tastemaker.commands.options import inputs as inputs_of
-from tastemaker.commands.options import parse, read_records
 from tastemaker.config import load_recipe
 from tastemaker.console import say
 from tastemaker.errors import ConfigError
@@ -53,11 +53,6 @@ class _Parser(argparse.ArgumentParser):
         raise ConfigError(f"{message}. `{self.prog} --help` lists the options.")
 
 
-def _also(name: str) -> Any:
-    """Another spelling of an option: decoding is a section of its own where there are many sections."""
-    return tyro.conf.arg(aliases=[name])
-
-
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _EvaluateOptions:
     """Compare policies on prompts, judged by a reward model that none of them was trained on.
@@ -73,11 +68,11 @@ class _EvaluateOptions:
     """A reward model's folder, or a Python function module:function."""
     out: Path
     """The folder to write: results.json and responses.jsonl."""
-    max_new_tokens: Annotated[int, _also("--decoding.max-new-tokens")] = 256
+    max_new_tokens: Annotated[int, also("--decoding.max-new-tokens")] = 256
     """Where a response is cut off; `--decoding.max-new-tokens`, as ppo has it, is the same."""
-    temperature: Annotated[float, _also("--decoding.temperature")] = 1.0
+    temperature: Annotated[float, also("--decoding.temperature")] = 1.0
     """Logits are divided by it."""
-    greedy: Annotated[bool, _also("--decoding.greedy")] = False
+    greedy: Annotated[bool, also("--decoding.greedy")] = False
     """Take the likeliest token each time."""
     replace: bool = False
     """Write over a finished result of other settings in OUT."""
@@ -95,7 +90,7 @@ def evaluate(arguments: Sequence[str]) -> None:
     from tastemaker.evaluation_alone import evaluate_alone
     from tastemaker.responses import DecodingConfig
 
-    _check_pairs(arguments)
+    check_pairs(arguments)
     options = parse(_EvaluateOptions, arguments, "evaluate")
     if len(options.policies) < 2:
         raise ConfigError("give at least two policies to compare: --policies new PATH old PATH.")
@@ -112,16 +107,6 @@ def evaluate(arguments: Sequence[str]) -> None:
     inputs = inputs_of(options, "data", "judge") | {"order": json.dumps(list(options.policies))}
     inputs |= {f"policy/{name}": sources.fingerprint(path) for name, path in options.policies.items()}
     stage(options.out, "evaluate", decoding, inputs, work, replace=options.replace)
-
-
-def _check_pairs(arguments: Sequence[str]) -> None:
-    """Of `--policies new PATH old PATH` the parser only knows that it failed."""
-    words = list(arguments)
-    if "--policies" in words:
-        rest = words[words.index("--policies") + 1 :]
-        given = next((place for place, word in enumerate(rest) if word.startswith("-")), len(rest))
-        if given % 2:
-            raise ConfigError(f"--policies takes names and folders in pairs: new PATH old PATH; {given} were given.")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -1,0 +1,138 @@
+"""The command that samples: responses to a file of prompts, ready to be labelled, or to one prompt, to be read."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+from rich.console import Console
+from rich.text import Text
+
+from tastemaker import sources
+from tastemaker.commands.alone import stage
+from tastemaker.commands.options import also, check_pairs, inputs, parse, read_records
+from tastemaker.console import progress
+from tastemaker.errors import ConfigError
+from tastemaker.files import atomic_write, read_prompts
+from tastemaker.ranges import check_range, check_seed_and_threads
+from tastemaker.records import Message, Prompt
+
+if TYPE_CHECKING:
+    from tastemaker.records import Response
+    from tastemaker.responses import DecodingConfig
+
+Sampled = list[tuple[str, "Response"]]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _SampleOptions:
+    """Sample responses of one policy or several: to a file of prompts, or to one prompt, printed.
+
+    OUT/responses.jsonl has a row a prompt with `responses` and `sources`, the policies that wrote them. It is what
+    the labelling application imports for people to rank, rate or compare.
+    """
+
+    policies: dict[str, str]
+    """Names and models: --policies new out/ppo/model old out/sft/model."""
+    data: str | None = None
+    """A file of prompts."""
+    out: Path | None = None
+    """The folder to write, with --data."""
+    prompt: str | None = None
+    """One prompt, in place of --data and --out."""
+    responses_per_prompt: int = 1
+    """Responses of each policy."""
+    stop: tuple[str, ...] = ()
+    """Texts that end a response too: a base model goes on with the next question after `--stop "Q:"`."""
+    max_new_tokens: Annotated[int, also("--decoding.max-new-tokens")] = 256
+    """Where a response is cut off; `--decoding.max-new-tokens`, as ppo has it, is the same."""
+    temperature: Annotated[float, also("--decoding.temperature")] = 1.0
+    """Logits are divided by it."""
+    greedy: Annotated[bool, also("--decoding.greedy")] = False
+    """Take the likeliest token each time."""
+    replace: bool = False
+    """Write over a finished result of other settings in OUT."""
+    seed: int = 0
+    """Everything random follows from it."""
+    threads: int | None = None
+    """Processor threads (none: all)."""
+
+    def __post_init__(self) -> None:
+        check_seed_and_threads(self)
+        check_range(self, "responses_per_prompt", least=1)
+        if (self.prompt is None) == (self.data is None):
+            raise ConfigError("give either --data FILE with --out FOLDER, or one --prompt TEXT.")
+        if (self.data is None) != (self.out is None):
+            raise ConfigError("--data and --out go together: what is sampled for a file is written to a folder.")
+        if not self.policies:
+            raise ConfigError("give at least one policy: --policies NAME PATH.")
+
+
+def sample(arguments: Sequence[str]) -> None:
+    """`tastemaker sample`"""
+    from tastemaker.responses import DecodingConfig
+
+    check_pairs(arguments)
+    options = parse(_SampleOptions, arguments, "sample")
+    decoding = DecodingConfig(
+        max_new_tokens=options.max_new_tokens, temperature=options.temperature, greedy=options.greedy
+    )
+    if options.data is None or options.out is None:
+        asked = Prompt(messages=(Message("user", options.prompt or ""),))
+        (sampled,) = _sample(options, [asked], decoding)
+        _show(sampled)
+        return
+    rows = read_records(options.data, read_prompts, Prompt)
+
+    def work(folder: Path) -> None:
+        with atomic_write(folder / "responses.jsonl") as file:
+            for prompt, sampled in zip(rows, _sample(options, rows, decoding), strict=True):
+                row = prompt.to_json() | {
+                    "id": prompt.key,
+                    "responses": [response.text for _, response in sampled],
+                    "finished": [response.finished for _, response in sampled],
+                    "sources": [name for name, _ in sampled],
+                }
+                file.write(json.dumps(row, ensure_ascii=False) + "\n")
+
+    shaped = {"order": list(options.policies), "per prompt": options.responses_per_prompt, "stop": options.stop}
+    read = inputs(options, "data") | {"shape": json.dumps(shaped)}
+    read |= {f"policy/{name}": sources.fingerprint(path) for name, path in options.policies.items()}
+    place = options.out / "responses.jsonl"
+    stage(options.out, "sample", decoding, read, work, replace=options.replace, result=lambda _: f"responses: {place}")
+
+
+def _sample(options: _SampleOptions, prompts: Sequence[Prompt], decoding: DecodingConfig) -> list[Sampled]:
+    """Every policy's responses to each prompt."""
+    from tastemaker import parallel
+    from tastemaker.checkpoint import load_policy
+    from tastemaker.responses import sample_responses
+
+    device, each = parallel.prepare(options.threads), options.responses_per_prompt
+    found: list[Sampled] = [[] for _ in prompts]
+    for name, path in options.policies.items():
+        policy = load_policy(path, stop_texts=options.stop).to(device)
+        with progress(f"responses of {name}", each * len(prompts)) as ticker:
+            groups = sample_responses(
+                policy,
+                prompts,
+                n=each,
+                decoding=decoding,
+                seed=options.seed,
+                purpose=f"sample/{name}",
+                progress=ticker.advance,
+            )
+        for sampled, responses in zip(found, groups, strict=True):
+            sampled += [(name, response) for response in responses]
+    return found
+
+
+def _show(sampled: Sampled) -> None:
+    console = Console()
+    for name, response in sampled:
+        console.print(Text(name if response.finished else f"{name} (cut off)", style="bold"))
+        console.print(Text(response.text), soft_wrap=True)
+        console.print()
