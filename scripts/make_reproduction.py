@@ -20,35 +20,33 @@ noise; the base models are the same). A claim holds if every interval it names l
 other reason; the numbers of the claims are those of the paper's list in `claims`. Intervals are 95 % over prompts, and
 say nothing of the variation between seeds: compare the columns for that.
 
-The recipe's settings (how many rankings, the reward model's learning rate, the KL coefficient, the checks of claim 7)
-were settled by looking at runs of seed 0, its test prompts included; seeds 1 and 2 were run afterwards, once, and are
-the fairer test. `LOG.md` has what was tried.
+The settings of `tiny` (how many rankings, the reward model's epochs and learning rate, the KL coefficient, the checks of
+claim 7) were settled by looking at runs of seed 0, its test prompts included, the reward model's epochs at the validation
+prompts of seed 2; then each seed was run once. Seed 1 is the fairest test. `LOG.md` has what was tried.
 
 Made by `python scripts/make_reproduction.py RUN...` from the runs' own `results.json`.
 
 ## What does not hold, and why
 
-- **Claims 1, 2 and 3, seed 2.** PPO gained in the reward model's eyes and not in the raters': it over-optimised. That
-  seed's reward model agrees with raters on 64.8 % of held-out pairs, those of seeds 0 and 1 on 67.4 and 67.7 %. Under
-  greedy decoding the policy loses to the few-shot large base. Probable cause (not measured): one epoch on 3,000 prompts
-  leaves the reward model's quality to chance; in small, four epochs give a better one (log loss 0.575 against 0.585).
-- **Claim 10, all seeds of tiny, and small.** PPO-ptx does not follow explicit constraints more often than the
-  supervised model, or not by as much as can be told: +3, +10 and -27 points, and -1 in small. The supervised model is
-  far above the base, and that part holds. An earlier state of the code, whose simulated raters drew other noise, gave
-  +16, +17 and +5 on the same prompts. So the effect is small and differs from run to run by more than the interval over
-  prompts says.
-  Probable cause (not measured): the reward model hardly sees whether a constraint is kept.
-- **Greedy decoding, at equal length.** PPO's greedy responses nearly all open politely, which most raters like. Against
-  the few-shot large base they win, but not at equal length; see the length-controlled figures in the win rates.
-- **Claim 8, small.** One pass over shuffled pairs does as well as one over grouped ones. With four passes shuffling
-  overfits and grouping does not, which is the paper's finding with more passes than it took there.
-- **DPO, small.** It improves on the model that it starts from (gold 0.94 from 0.70) and does not beat the supervised
-  baseline, which has no pretraining mix and is chosen by reward. It ends 12 nats from its reference, PPO 4: its
-  learning rate was not tuned.
-- **Not run yet:** `recipes/overoptimization.toml` (claims 4 and 5). Nothing is claimed from it. Of `recipes/small.toml`
-  seed 0 alone was run, by a slightly earlier state of the code (the simulated raters' noise differs).
+- **Claim 10, seed 2 of tiny:** PPO-ptx keeps more constraints than the supervised model by 9 points [-1, 18], which is not
+  enough to tell; seeds 0 and 1 gave 26 and 13. How much is won depends on what that seed's reward model can see: counting
+  the items of a list is the hardest.
+- All other claims hold in all three seeds of tiny. They did not with one epoch on 3,000 prompts' rankings and a KL
+  coefficient of 0.05: PPO then used the reward model's blind spots (it stopped counting the items of a list, and in one run
+  answered every request for a tool with the same tool), claim 10 failed in all seeds, and seed 2 failed claims 1 to 3 too.
+  Twice the rankings, three epochs and a coefficient of 0.2 mended it.
+- **Greedy decoding, at equal length:** against the few-shot large base the policy's advantage is one of manner; see the
+  length-controlled figures in the win rates.
+- **The large base is better by little.** Its held-out text loss is lower by 0.010 [0.005, 0.017] nats, ten times the
+  parameters notwithstanding: it was pretrained on fewer tokens.
+- **The figures of small are of an earlier recipe:** 3,000 prompts, one reward epoch, a KL coefficient of 0.05, DPO at a
+  learning rate of 2e-4 (it ended 12 nats from its reference and did not beat the supervised baseline), seed 0 alone, one
+  contended thread. Its recipe now has tiny's settings and 5e-5 for DPO, and has not been run since.
+  - Claim 8: one pass over shuffled pairs does as well as one over grouped ones. With four passes shuffling overfits and
+    grouping does not, which is the paper's finding with more passes than it took there.
+  - Claim 10: see above.
 
-Seed 0 of tiny had two idle cores; the other runs one thread of a processor that had other work as well.
+The runs of tiny had one thread of a processor whose other core was busy.
 """
 REWARD_COLUMNS = (
     "accuracy, training raters",
