@@ -192,6 +192,19 @@ def test_a_reward_model_starts_from_a_gguf_file_as_from_a_folder(tmp_path: Path)
     torch.testing.assert_close(again, found.scores(packed), rtol=0, atol=1e-6)
 
 
+def test_how_much_of_a_prompt_a_reward_model_reads_is_saved_with_it(tmp_path: Path) -> None:
+    base = str(save_model(tmp_path / "base"))
+    for limit in (None, 3):
+        model = new_reward_model(base, seed=0, max_prompt_tokens=limit)
+        save_reward_model(tmp_path / f"rm-{limit}", model)
+        again = load_reward_model(str(tmp_path / f"rm-{limit}"))
+        assert again.prompt_limit == (model.context if limit is None else 3)
+    old = json.loads((tmp_path / "rm-3/config.json").read_text()) | {"reward_max_tokens": 256}
+    (tmp_path / "rm-3/config.json").write_text(json.dumps(old))
+    with pytest.raises(ModelError, match="trained with max_tokens, which is max_prompt_tokens now"):
+        load_reward_model(str(tmp_path / "rm-3"))
+
+
 def test_a_gguf_file_becomes_an_ordinary_model(tmp_path: Path) -> None:
     tokenizer = train_bpe()
     library = make_library("qwen2", vocabulary=len(tokenizer), tie_word_embeddings=False)

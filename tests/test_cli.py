@@ -15,6 +15,7 @@ from tests.models import save_model
 from tastemaker import __version__
 from tastemaker.artefacts import read_manifest
 from tastemaker.cli import COMMANDS, main, usage
+from tastemaker.commands.sampling import without_controls
 from tastemaker.metrics import read_metrics
 from tastemaker.store import LabelService, Store
 from tastemaker.store.audit import Actor
@@ -196,9 +197,38 @@ def test_a_prompt_is_answered_on_the_terminal(tmp_path: Path, capsys: pytest.Cap
         ([], "give either --data FILE with --out FOLDER, or one --prompt TEXT"),
         (["--prompt", "w5", "--data", "x"], "give either --data FILE"),
         (["--prompt", "w5", "--out", "x"], "--data and --out go together"),
+        (["--prompt", "w5", "--greedy", "--responses-per-prompt", "2"], "greedy decoding gives the same response"),
+        (["--prompt", "w5 " * 3000], "does not fit into the context of"),
     ):
         assert main(["sample", *wrong, *rest]) == 2
         assert says in capsys.readouterr().err
+
+
+def test_a_models_escape_sequences_do_not_reach_the_terminal() -> None:
+    assert without_controls("a\x1b]52;c\x07\tb\nc\x9bd é") == "a\ufffd]52;c\ufffd\tb\nc\ufffdd é"
+
+
+def test_the_intake_alone_has_what_a_recipe_has(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    roles = ("user", "assistant", "user")
+    turns = [{"role": role, "content": f"w{n}"} for n, role in enumerate(roles)]
+    ours = write(tmp_path / "ours.jsonl", [{"messages": turns, "user": "a"}, {"prompt": "w9", "user": "b"}])
+    theirs = write(tmp_path / "theirs.jsonl", [{"prompt": "w7", "user": "c"}])
+    command = ["prompts", "--data", ours, "--out", "out", "--first-turn-only", "--test-source", theirs]
+    command += ["--validation-share", "0", "--test-share", "0"]
+    assert main(command) == 0
+    rows = [json.loads(line) for line in (tmp_path / "out/train.jsonl").read_text().splitlines()]
+    assert [[turn["content"] for turn in row["messages"]] for row in rows] == [["w0"], ["w9"]]
+    (tested,) = (json.loads(line) for line in (tmp_path / "out/test.jsonl").read_text().splitlines())
+    assert (tested["messages"][0]["content"], tested["category"]) == ("w7", "theirs")
+    write(tmp_path / "theirs.jsonl", [{"prompt": "w8", "user": "c"}])
+    capsys.readouterr()
+    assert main(command) == 2
+    assert "holds the result of other settings" in capsys.readouterr().err
+    assert main([*command, "--replace"]) == 0
+    assert "w8" in (tmp_path / "out/test.jsonl").read_text()
 
 
 def test_policies_are_compared_in_the_order_they_are_given_in_whatever_they_are_called(

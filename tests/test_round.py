@@ -297,8 +297,9 @@ class People:
             waiting = error
         if waiting is None:
             return 0
-        database = recipe.get("database", str(self.out / "labels.db")).removeprefix("sqlite:///")
+        database = "URL" if recipe.get("database") else self.out / "labels.db"
         assert f"tastemaker label serve --database {database}`" in str(waiting)
+        assert "other.db" not in str(waiting), "a database's URL may hold a password"
         return waiting.missing
 
     def tasks(self, *, submit: bool, database: str | None = None) -> list[Task]:

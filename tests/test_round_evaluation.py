@@ -31,6 +31,20 @@ def test_an_evaluation_writes_what_tells_the_two_apart(tmp_path: Path) -> None:
     assert found["b0_4"]["beta"] == 0.4
 
 
+def test_a_policy_that_starts_from_the_base_has_it_for_its_start(tmp_path: Path) -> None:
+    recipe = load_recipe(RECIPE, Recipe)
+    policy, config = recipe.policy["b0"], recipe.evaluation
+    assert isinstance(policy, PpoConfig)
+    assert config is not None
+    base = replace(config.contestants["sft"], model="base")
+    config = replace(config, contestants={**config.contestants, "base": base})
+    recipe = replace(recipe, policy={**recipe.policy, "b0": replace(policy, init="base")}, evaluation=config)
+    model = {"kl": 0.5, "proxy_score": {"value": 1.0}, "gold": {"value": 2.0}}
+    rows = over_optimization(Round(recipe, tmp_path), config, dict.fromkeys(config.contestants, model))
+    starts = {row["policy"]: row["start"] for row in rows}
+    assert (starts["b0"], starts["b0_05"]) == ("base", "sft")
+
+
 def test_a_policy_is_scored_by_the_reward_model_that_it_was_optimised_for(tmp_path: Path) -> None:
     """`proxy_score` is the first reward model's. A policy of another has its own, which is no match for the start."""
     recipe = load_recipe(RECIPE, Recipe)

@@ -24,8 +24,9 @@ from tastemaker.packing import Packed
 PACKED = "tastemaker_packed"
 
 # Up to this many tokens plain products are faster on a CPU than the library's kernel, whose tiles are small: with fp32
-# products through oneDNN (`parallel`) it takes 10 times as long at 57 tokens and 1.2 times at 511, in bf16 7 and 2.2
-# times. Beyond, the weights that `_Products` keeps for the backward pass cost more memory than they save time.
+# products through oneDNN (`parallel`) it takes 10 times as long at 57 tokens and 1.2 times at 511, in bf16 7 and 1.7
+# times. Beyond, the weights that `_Products` keeps for the backward pass cost more memory than they save time: at 512
+# tokens a third of what a model of SmolLM2-135M's shape keeps anyway.
 LONGEST_BY_PRODUCTS = 512
 
 # What the library's modules pass along that changes nothing here.
@@ -104,6 +105,8 @@ def _attend_by_products(
 class _Products(torch.autograd.Function):
     """Attention as plain matrix products, whose weights are kept for the backward pass: `S * H * T * T` numbers.
 
+    Scores and softmax are of fp32 at least, as in the library's kernel; only what enters a product is rounded to bf16.
+
     The H/G query heads of a key/value head are laid one below the other (X = S * G products, Q = H/G * T rows each), so
     keys and values are not repeated.
     """
@@ -117,9 +120,10 @@ class _Products(torch.autograd.Function):
         query_XQD = query_SHTD.reshape(sequences * groups, heads // groups * longest, size)
         key_XTD, value_XTD = key_SGTD.reshape(-1, longest, size), value_SGTD.reshape(-1, longest, size)
         hidden_TT = ~_banded(longest, longest if window is None else window, query_SHTD.device)
-        score_XQT = torch.bmm(query_XQD, key_XTD.transpose(1, 2)).mul_(scaling)
+        exact = torch.promote_types(query_SHTD.dtype, torch.float32)
+        score_XQT = torch.bmm(query_XQD.to(exact), key_XTD.to(exact).transpose(1, 2)).mul_(scaling)
         score_XQT.view(sequences, heads, longest, longest).masked_fill_(hidden_TT, -torch.inf)
-        weight_XQT = score_XQT.softmax(-1)
+        weight_XQT = score_XQT.softmax(-1).to(query_SHTD.dtype)
         ctx.save_for_backward(query_XQD, key_XTD, value_XTD, weight_XQT)
         ctx.scaling, ctx.query_shape, ctx.key_shape = scaling, query_SHTD.shape, key_SGTD.shape
         return torch.bmm(weight_XQT, value_XTD).view(query_SHTD.shape)
@@ -132,7 +136,9 @@ class _Products(torch.autograd.Function):
         of_value_XTD = torch.bmm(weight_XQT.transpose(1, 2), gradient_XQD)
         of_weight_XQT = torch.bmm(gradient_XQD, value_XTD.transpose(1, 2))
         # What hidden places add is weight 0 times a finite number, so the mask need not be applied again.
-        of_score_XQT = torch._softmax_backward_data(of_weight_XQT, weight_XQT, -1, weight_XQT.dtype).mul_(ctx.scaling)
+        exact = torch.promote_types(weight_XQT.dtype, torch.float32)
+        of_score_XQT = torch._softmax_backward_data(of_weight_XQT.to(exact), weight_XQT.to(exact), -1, exact)
+        of_score_XQT = of_score_XQT.mul_(ctx.scaling).to(weight_XQT.dtype)
         of_query_XQD = torch.bmm(of_score_XQT, key_XTD)
         of_key_XTD = torch.bmm(of_score_XQT.transpose(1, 2), query_XQD)
         of_key_SGTD, of_value_SGTD = of_key_XTD.view(ctx.key_shape), of_value_XTD.view(ctx.key_shape)

@@ -181,6 +181,10 @@ def load_reward_model(source: str) -> RewardModel:
             f"{place} is a language model ({language_model}), not a reward model; are two options swapped, such as "
             "--init and --reward?"
         )
+    if getattr(config, "reward_max_tokens", None) is not None:
+        raise ModelError(
+            f"{place} was trained with max_tokens, which is max_prompt_tokens now and cuts otherwise; train it again."
+        )
     if config.num_labels != 1:
         raise ModelError(f"{place} has {config.num_labels} labels; a reward model has one (num_labels=1).")
     library = _load_whole(AutoModelForSequenceClassification, place, config, "a reward model")

@@ -31,7 +31,7 @@ from tastemaker.kept import digest
 from tastemaker.panel import Panel
 from tastemaker.personal_data import without_personal_data
 from tastemaker.raters import SimulatedRater
-from tastemaker.recipe import Recipe
+from tastemaker.recipe import Recipe, start_model
 from tastemaker.records import Demonstration, Prompt, Ranking, Text
 from tastemaker.scoring import FunctionScorer, ModelScorer, Scorer
 
@@ -100,10 +100,10 @@ class Raters:
 
 
 class Inputs:
-    """The inputs of one stage of a round whose folder is `folder`, and where its label store is."""
+    """The inputs of one stage of a round whose folder is `folder`."""
 
-    def __init__(self, recipe: Recipe, folder: Path, device: torch.device, label_store: str) -> None:
-        self._recipe, self._folder, self._device, self._label_store = recipe, folder, device, label_store
+    def __init__(self, recipe: Recipe, folder: Path, device: torch.device) -> None:
+        self._recipe, self._folder, self._device = recipe, folder, device
         self.known: dict[str, str] = {}
         """What the stage's manifest remembers: a fingerprint by name."""
 
@@ -128,8 +128,13 @@ class Inputs:
         if self._recipe.raters == "simulated":
             people = {"simulation": to_json(self._recipe.simulation), "seed": self._recipe.seed}
         self.setting("people", people)
-        pages = f"the pages of `tastemaker label serve --database {shlex.quote(self._label_store)}`"
-        return Raters(self._recipe, self.known["people"], self._recipe.address or pages)
+        return Raters(self._recipe, self.known["people"], self._recipe.address or self._pages())
+
+    def _pages(self) -> str:
+        """Where people answer unless the recipe says it. A database's URL may hold a password, and is not repeated."""
+        if self._recipe.database is not None:
+            return "the pages of `tastemaker label serve --database URL`, with the recipe's database"
+        return f"the pages of `tastemaker label serve --database {shlex.quote(str(self._folder.parent / 'labels.db'))}`"
 
     # Files of earlier stages.
 
@@ -198,7 +203,7 @@ class Inputs:
 
     def start(self, init: str) -> Input[str]:
         """What a reward model or a policy starts from: the base, or an SFT variant's last epoch."""
-        return self.model(init if init == "base" else f"sft/{init}", selected=False)
+        return self.model(start_model(init), selected=False)
 
     def reader(self) -> Input[Reader]:
         """The base's tokenizer and its context, without its weights."""

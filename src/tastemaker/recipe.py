@@ -208,6 +208,11 @@ class Recipe:
                 )
 
 
+def start_model(init: str) -> str:
+    """The model that an `init` means, as models are named: the base, or an SFT variant."""
+    return init if init == "base" else f"sft/{init}"
+
+
 def _require(name: str, known: Iterable[str], where: str, what: str) -> None:
     known = list(known)
     if name not in known:

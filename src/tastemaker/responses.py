@@ -149,6 +149,17 @@ def leaving_room(
     return [prompts[index] for index in fits]
 
 
+def check_room(prompts: Sequence[Prompt], reader: Reader, new_tokens: int, policy: str) -> None:
+    """Refuse prompts that leave no room for a whole response in a policy's context."""
+    for prompt in prompts:
+        length = len(reader.tokenizer.prompt_ids(prompt.messages))
+        if length + new_tokens > reader.context:
+            raise DataError(
+                f"prompt {prompt.key!r} has {length} tokens; with {new_tokens} new tokens that does not fit into the "
+                f"context of {reader.context} of the policy {policy!r}. Leave it out, or lower --max-new-tokens."
+            )
+
+
 def _fitting(
     ids: Sequence[Sequence[int]], reader: Reader, *, new_tokens: int, prefix_tokens: int, what: str
 ) -> list[int]:

@@ -208,7 +208,7 @@ class Round:
 
     def inputs(self) -> Inputs:
         """The inputs of a stage, to be declared."""
-        return Inputs(self.recipe, self.folder, self.device, self.store.address)
+        return Inputs(self.recipe, self.folder, self.device)
 
     def run(self, name: str, config: Any, inputs: Inputs, work: Work, *, keep: str | None = None) -> None:
         say(f"{name}")

@@ -16,6 +16,7 @@ from tastemaker.intervals import mean_ci
 from tastemaker.kept import Kept
 from tastemaker.panel import Panel
 from tastemaker.raters import RaterProfile, SimulatedRater
+from tastemaker.recipe import start_model
 from tastemaker.records import Prompt, Response
 from tastemaker.scoring import FunctionScorer, Scorer
 from tastemaker.stages.evaluation import (
@@ -101,7 +102,7 @@ def _start_of(round_: Round, config: EvaluationConfig, policy: PpoConfig, refere
     starts = (
         name
         for name, other in config.contestants.items()
-        if _is_plain(other) and other.reference == reference and other.model == f"sft/{policy.init}"
+        if _is_plain(other) and other.reference == reference and other.model == start_model(policy.init)
     )
     return next(starts, None)
 

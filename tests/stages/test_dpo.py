@@ -124,6 +124,14 @@ def test_pairs_are_the_untied_ones_each_closed_as_it_was_sampled(base: str) -> N
     assert as_pairs([ranking("w5", ["w6", "w7"], ((0, 1),))], policy) == []
 
 
+def test_of_a_longer_prompt_the_end_is_learned_from(base: str) -> None:
+    policy = load_policy(base)
+    rows = [ranking("w5 w3", ["w7", "w6"], ((1,), (0,)))]
+    for limit, expected in ((None, (1, 4, 9, 7, 5)), (5, (1, 4, 9, 7, 5)), (3, (9, 7, 5)), (1, (5,))):
+        (pair,) = as_pairs(rows, policy, limit)
+        assert (pair.prompt_ids, pair.chosen_ids, pair.rejected_ids) == (expected, (10, 2), (11, 2))
+
+
 def test_a_pair_longer_than_the_context_is_refused(base: str) -> None:
     with pytest.raises(ModelError, match="pairs are longer than the model's context of 64"):
         as_pairs([ranking("w5", ["w6", "w7 " * 70], ((0,), (1,)))], load_policy(base))

@@ -63,15 +63,6 @@ def test_open_creates_folders_and_opens_again(tmp_path: Path) -> None:
         assert connection.exec_driver_sql("PRAGMA busy_timeout").scalar() == 60_000
 
 
-def test_an_address_names_the_store_and_tells_no_password(store: Store, tmp_path: Path) -> None:
-    with Store.open(tmp_path / "labels.db") as at_path:
-        assert at_path.address == str(tmp_path / "labels.db")
-    if "://" in store.address:
-        assert store.address.startswith("postgresql://")
-    secret = Store(sa.create_engine("postgresql+psycopg://ann:secret@host/labels"))
-    assert secret.address == "postgresql://ann:***@host/labels"
-
-
 def test_several_may_open_a_new_store_at_once(tmp_path: Path) -> None:
     path, errors = tmp_path / "labels.db", []
 

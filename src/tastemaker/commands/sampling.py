@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import unicodedata
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,7 +25,7 @@ if TYPE_CHECKING:
     from tastemaker.records import Response
     from tastemaker.responses import DecodingConfig
 
-Sampled = list[tuple[str, "Response"]]
+Named = list[tuple[str, "Response"]]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -67,6 +68,8 @@ class _SampleOptions:
             raise ConfigError("give either --data FILE with --out FOLDER, or one --prompt TEXT.")
         if (self.data is None) != (self.out is None):
             raise ConfigError("--data and --out go together: what is sampled for a file is written to a folder.")
+        if self.greedy and self.responses_per_prompt > 1:
+            raise ConfigError("greedy decoding gives the same response each time; leave --responses-per-prompt at 1.")
         if not self.policies:
             raise ConfigError("give at least one policy: --policies NAME PATH.")
 
@@ -105,14 +108,16 @@ def sample(arguments: Sequence[str]) -> None:
     stage(options.out, "sample", decoding, read, work, replace=options.replace, result=lambda _: f"responses: {place}")
 
 
-def _sample(options: _SampleOptions, prompts: Sequence[Prompt], decoding: DecodingConfig) -> list[Sampled]:
+def _sample(options: _SampleOptions, prompts: Sequence[Prompt], decoding: DecodingConfig) -> list[Named]:
     """Every policy's responses to each prompt."""
     from tastemaker import parallel
-    from tastemaker.checkpoint import load_policy
-    from tastemaker.responses import sample_responses
+    from tastemaker.checkpoint import load_policy, load_reader
+    from tastemaker.responses import check_room, sample_responses
 
     device, each = parallel.prepare(options.threads), options.responses_per_prompt
-    found: list[Sampled] = [[] for _ in prompts]
+    found: list[Named] = [[] for _ in prompts]
+    for name, path in options.policies.items():
+        check_room(prompts, load_reader(path), decoding.max_new_tokens, name)
     for name, path in options.policies.items():
         policy = load_policy(path, stop_texts=options.stop).to(device)
         with progress(f"responses of {name}", each * len(prompts)) as ticker:
@@ -130,9 +135,16 @@ def _sample(options: _SampleOptions, prompts: Sequence[Prompt], decoding: Decodi
     return found
 
 
-def _show(sampled: Sampled) -> None:
+def without_controls(text: str) -> str:
+    """A model's text as it may be shown on a terminal, which would obey its escape sequences."""
+    return "".join(
+        sign if sign in "\n\t" or unicodedata.category(sign) != "Cc" else "\N{REPLACEMENT CHARACTER}" for sign in text
+    )
+
+
+def _show(sampled: Named) -> None:
     console = Console()
     for name, response in sampled:
         console.print(Text(name if response.finished else f"{name} (cut off)", style="bold"))
-        console.print(Text(response.text), soft_wrap=True)
+        console.print(Text(without_controls(response.text)), soft_wrap=True)
         console.print()

@@ -62,7 +62,7 @@ class DpoConfig:
     optimizer: OptimizerConfig = OptimizerConfig(learning_rate=1e-6, warmup_steps=150, schedule="constant")
     """AdamW and its schedule."""
     max_prompt_tokens: int | None = None
-    """The longest prompt that is learned from; a longer one loses its beginning (None: its context)."""
+    """The longest prompt that is learned from; a longer one loses its beginning (None: all of every prompt)."""
     microbatch_tokens: int = 8192
     """Tokens (padding inside attention included) that go through the model at once."""
     checkpoint_every: int = 50

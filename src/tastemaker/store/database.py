@@ -61,14 +61,6 @@ class Store:
             raise
         return store
 
-    @property
-    def address(self) -> str:
-        """What `--database` takes for this store, but for a password: a path or a URL."""
-        url = self._engine.url
-        if url.get_backend_name() == "sqlite":
-            return str(url.database)
-        return url.set(drivername=url.get_backend_name()).render_as_string()
-
     def close(self) -> None:
         """Close all connections. Everything acknowledged is already stored."""
         self._engine.dispose()
