@@ -35,6 +35,8 @@ Made by `python scripts/make_reproduction.py RUN...` from the runs' own `results
   coefficient of 0.05: PPO then used the reward model's blind spots (it stopped counting the items of a list, and in one run
   answered every request for a tool with the same tool), claim 10 failed in all seeds, and seed 2 failed claims 1 to 3 too.
   Twice the rankings, three epochs and a coefficient of 0.2 mended it.
+- **The default coefficient, overoptimization:** 0.4 may be better than 0.2 by more than a tenth (gold +0.07 [-0.02, 0.16]); the
+  two cannot be told apart. 0.05, which the recipes had before, is worse by 0.70, and 0.1 by 0.15.
 - **Greedy decoding, at equal length:** against the few-shot large base the policy's advantage is one of manner; see the
   length-controlled figures in the win rates.
 - **The large base is better by little.** Its held-out text loss is lower by 0.010 [0.005, 0.017] nats, ten times the
@@ -46,7 +48,18 @@ Made by `python scripts/make_reproduction.py RUN...` from the runs' own `results
     grouping does not, which is the paper's finding with more passes than it took there.
   - Claim 10: see above.
 
-The runs of tiny had one thread of a processor whose other core was busy.
+The runs of tiny and overoptimization had one thread of a processor whose other core was busy.
+
+## Over-optimisation
+
+Without a KL penalty the reward model's score rises to the end, while the true worth is soon below where it began, and falls
+for good after a third of the run:
+
+![Reward model score and gold score along one run without a KL penalty](images/overoptimization-over-optimisation-course.svg)
+
+Over the penalties the true worth has its best at 0.2 to 0.4 (1 to 2 nats from the reference), and falls on both sides:
+
+![Reward model score and gold score against KL, one point a penalty](images/overoptimization-over-optimisation-sweep.svg)
 """
 REWARD_COLUMNS = (
     "accuracy, training raters",
