@@ -20,30 +20,31 @@ noise; the base models are the same). A claim holds if every interval it names l
 other reason; the numbers of the claims are those of the paper's list in `claims`. Intervals are 95 % over prompts, and
 say nothing of the variation between seeds: compare the columns for that.
 
-The settings of `tiny` (how many rankings, the reward model's epochs and learning rate, the KL coefficient, the checks of
-claim 7) were settled by looking at runs of seed 0, its test prompts included, the reward model's epochs at the validation
-prompts of seed 2; then each seed was run once. Seed 1 is the fairest test. `LOG.md` has what was tried.
+The settings of `tiny` (how many rankings, the reward model's epochs and learning rate, the KL coefficient, the
+checks of claim 7) were settled by looking at runs of seed 0, its test prompts included, the reward model's epochs
+at the validation prompts of seed 2; then each seed was run once. Seed 1 is the fairest test. `LOG.md` has what was
+tried.
 
 Made by `python scripts/make_reproduction.py RUN...` from the runs' own `results.json`.
 
 ## What does not hold, and why
 
-- **Claim 10, seed 2 of tiny:** PPO-ptx keeps more constraints than the supervised model by 9 points [-1, 18], which is not
-  enough to tell; seeds 0 and 1 gave 26 and 13. How much is won depends on what that seed's reward model can see: counting
-  the items of a list is the hardest.
+- **Claim 10, seed 2 of tiny:** PPO-ptx keeps more constraints than the supervised model by 9 points [-1, 18], which
+  is not enough to tell; seeds 0 and 1 gave 26 and 13. How much is won depends on what that seed's reward model can
+  see: counting the items of a list is the hardest.
 - All other claims hold in all three seeds of tiny. They did not with one epoch on 3,000 prompts' rankings and a KL
-  coefficient of 0.05: PPO then used the reward model's blind spots (it stopped counting the items of a list, and in one run
-  answered every request for a tool with the same tool), claim 10 failed in all seeds, and seed 2 failed claims 1 to 3 too.
-  Twice the rankings, three epochs and a coefficient of 0.2 mended it.
-- **The default coefficient, overoptimization:** 0.4 may be better than 0.2 by more than a tenth (gold +0.07 [-0.02, 0.16]); the
-  two cannot be told apart. 0.05, which the recipes had before, is worse by 0.70, and 0.1 by 0.15.
+  coefficient of 0.05: PPO then used the reward model's blind spots (it stopped counting the items of a list, and in
+  one run answered every request for a tool with the same tool), claim 10 failed in all seeds, and seed 2 failed
+  claims 1 to 3 too. Twice the rankings, three epochs and a coefficient of 0.2 mended it.
+- **The default coefficient, overoptimization:** 0.4 may be better than 0.2 by more than a tenth (gold +0.07 [-0.02,
+  0.16]); the two cannot be told apart. 0.05, which the recipes had before, is worse by 0.70, and 0.1 by 0.15.
 - **Greedy decoding, at equal length:** against the few-shot large base the policy's advantage is one of manner; see the
   length-controlled figures in the win rates.
 - **The large base is better by little.** Its held-out text loss is lower by 0.010 [0.005, 0.017] nats, ten times the
   parameters notwithstanding: it was pretrained on fewer tokens.
-- **The figures of small are of an earlier recipe:** 3,000 prompts, one reward epoch, a KL coefficient of 0.05, DPO at a
-  learning rate of 2e-4 (it ended 12 nats from its reference and did not beat the supervised baseline), seed 0 alone, one
-  contended thread. Its recipe now has tiny's settings and 5e-5 for DPO, and has not been run since.
+- **The figures of small are of an earlier recipe:** 3,000 prompts, one reward epoch, a KL coefficient of 0.05, DPO
+  at a learning rate of 2e-4 (it ended 12 nats from its reference and did not beat the supervised baseline), seed 0
+  alone, one contended thread. Its recipe now has tiny's settings and 5e-5 for DPO, and has not been run since.
   - Claim 8: one pass over shuffled pairs does as well as one over grouped ones. With four passes shuffling overfits and
     grouping does not, which is the paper's finding with more passes than it took there.
   - Claim 10: see above.
@@ -52,14 +53,14 @@ The runs of tiny and overoptimization had one thread of a processor whose other 
 
 ## Over-optimisation
 
-Without a KL penalty the reward model's score rises to the end, while the true worth is soon below where it began, and falls
-for good after a third of the run:
+Without a KL penalty the reward model's score rises to the end, while the true worth is soon below where it began,
+and falls for good after a third of the run:
 
-![Reward model score and gold score along one run without a KL penalty](images/overoptimization-over-optimisation-course.svg)
+![Scores along one run without a KL penalty](images/overoptimization-over-optimisation-course.svg)
 
 Over the penalties the true worth has its best at 0.2 to 0.4 (1 to 2 nats from the reference), and falls on both sides:
 
-![Reward model score and gold score against KL, one point a penalty](images/overoptimization-over-optimisation-sweep.svg)
+![Scores against KL, one point a penalty](images/overoptimization-over-optimisation-sweep.svg)
 """
 REWARD_COLUMNS = (
     "accuracy, training raters",
