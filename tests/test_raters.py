@@ -355,6 +355,28 @@ def test_biased_raters_prefer_by_position_and_by_length() -> None:
     assert right(seen(raters.average, 0.0, words=3)) == pytest.approx(0.5, abs=0.06)
 
 
+def test_who_drifts_looks_at_less_and_less() -> None:
+    """Of 2,000 tasks each, at random 2 % of the first, 2 % + 100 * 0.005 of the hundred and first, in the end all."""
+    profile = raters.drifting("ann", group="team", weights=WEIGHTS, noise=1e-6)
+    ann = SimulatedRater(profile, 5, quality)
+    for place, expected in ((0, 0.99), (100, 0.74), (400, 0.5)):
+        chosen = Counter(ann.compare(prompt(index), worth(1.0), worth(0.0), place=place) for index in range(2000))
+        assert right(chosen) == pytest.approx(expected, abs=0.05)
+        orders = Counter(ann.rank(prompt(index), (worth(1.0), worth(0.0)), place=place) for index in range(2000))
+        assert orders[(0,), (1,)] == chosen[1.0]
+    points = {
+        place: {ann.rate(prompt(index), worth(9.0), place=place).likert for index in range(50)} for place in (0, 400)
+    }
+    assert len(points[400]) == 7 > 2 >= len(points[0])
+
+
+def test_a_minority_cares_for_other_things() -> None:
+    weights = {"help": 2.0, "harm": -3.0, "style": 0.5}
+    profile = raters.minority("ann", group="team", weights=weights, noise=1.0)
+    assert profile.weights == {"help": 2.0, "harm": -0.5, "style": 3.0}
+    assert replace(profile, weights=weights) == raters.average("ann", group="team", weights=weights, noise=1.0)
+
+
 def test_straight_liners_give_everything_the_same() -> None:
     profile = raters.straight_liner("ann", group="team", weights=WEIGHTS, noise=1.0)
     ann = SimulatedRater(profile, 5, quality, latent_flags=lambda prompt, response: frozenset(FLAGS))

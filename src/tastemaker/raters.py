@@ -2,14 +2,15 @@
 
 Rater r finds output m of prompt i worth
 
-    u(r, i, m) = sum_k w_rk feature_k(i, m) + length_r log(1 + words) + position_r place + Gumbel(0, noise_r)
+    u(r, i, m) = sum_k w_rk feature_k(i, m) + length_r log(1 + words) + position_r shown + Gumbel(0, noise_r)
 
 with the noise drawn once per (study, rater, prompt, output text). So a rater's pairs within one ranking hang together
 as a person's do, the same text is worth the same wherever it is shown, and P(A over B) = sigmoid(du / noise).
-`place` runs from +1/2 (shown first) to -1/2 (shown last). Outputs that lie within the tie threshold of their neighbour
-in the order tie; with probability `lapse` a task is answered at random instead; the quality from 1 to 7 is read off
-cut-points on u; flags are the truth, seen through the rater's sensitivity and specificity. Position matters only where
-outputs stand side by side, not in ratings, where each is judged alone.
+`shown` runs from +1/2 (shown first) to -1/2 (shown last). Outputs that lie within the tie threshold of their neighbour
+in the order tie; with probability `lapse`, which grows by `drift` with every item of the study that came before, a task
+is answered at random instead; the quality from 1 to 7 is read off cut-points on u; flags are the truth, seen through
+the rater's sensitivity and specificity. Position matters only where outputs stand side by side, not in ratings, where
+each is judged alone.
 
 Every draw is a hash of (seed, study, rater, prompt, text, purpose): answers do not depend on batches, on the order in
 which tasks are handed out, or on the database.
@@ -76,6 +77,7 @@ class RaterProfile:
     weights: Mapping[str, float]
     noise: float
     lapse: float = 0.0
+    drift: float = 0.0  # what `lapse` gains with every item of a study
     tie_threshold: float = 0.0
     position_bias: float = 0.0
     length_bias: float = 0.0
@@ -89,7 +91,7 @@ class RaterProfile:
                 f"rater {self.name!r}: noise is {self.noise} and tie_threshold {self.tie_threshold}; neither may be "
                 "below 0."
             )
-        for name in ("lapse", "sensitivity", "specificity"):
+        for name in ("lapse", "drift", "sensitivity", "specificity"):
             if not 0 <= getattr(self, name) <= 1:
                 raise ConfigError(f"rater {self.name!r}: {name} is {getattr(self, name)}; it is a share, from 0 to 1.")
         if len(self.likert_cuts) != LIKERT_POINTS - 1 or list(self.likert_cuts) != sorted(self.likert_cuts):
@@ -121,26 +123,26 @@ class SimulatedRater:
         taste = math.fsum(self.profile.weights.get(name, 0.0) * value for name, value in features.items())
         return taste + self.profile.length_bias * math.log1p(_words(response.text))
 
-    def rank(self, prompt: Prompt, responses: Sequence[Response], *, study: str = "") -> WeakOrder:
-        """A weak order of responses given in the order shown."""
+    def rank(self, prompt: Prompt, responses: Sequence[Response], *, study: str = "", place: int = 0) -> WeakOrder:
+        """A weak order of responses given in the order shown; `place` is the item's in its study."""
         count = len(responses)
-        if self._lapses(study, prompt):
+        if self._lapses(study, prompt, place):
             chance = [self._uniform(study, prompt, "random order", response) for response in responses]
             return tuple((index,) for index in sorted(range(count), key=lambda index: chance[index]))
         utility = [
-            self._felt(study, prompt, response) + self.profile.position_bias * _place(index, count)
+            self._felt(study, prompt, response) + self.profile.position_bias * _shown(index, count)
             for index, response in enumerate(responses)
         ]
         return weak_order(utility, tie_threshold=self.profile.tie_threshold)
 
-    def compare(self, prompt: Prompt, first: Response, second: Response, *, study: str = "") -> float:
+    def compare(self, prompt: Prompt, first: Response, second: Response, *, study: str = "", place: int = 0) -> float:
         """1.0 where the first, which is shown first, is better, 0.5 for a tie, else 0.0."""
-        order = self.rank(prompt, (first, second), study=study)
+        order = self.rank(prompt, (first, second), study=study, place=place)
         return 0.5 if len(order) == 1 else float(order[0] == (0,))
 
-    def rate(self, prompt: Prompt, response: Response, *, study: str = "") -> OutputRating:
+    def rate(self, prompt: Prompt, response: Response, *, study: str = "", place: int = 0) -> OutputRating:
         """Overall quality and flags of a response shown alone."""
-        if self._lapses(study, prompt):
+        if self._lapses(study, prompt, place):
             likert = 1 + int(LIKERT_POINTS * self._uniform(study, prompt, "random quality", response))
             chance = {flag: 0.5 for flag in FLAGS}
         else:
@@ -163,18 +165,18 @@ class SimulatedRater:
 
     def answer(self, task: Task, private: PrivatePrompt, *, study: str) -> Answer:
         """Answer a task of any kind."""
-        prompt, responses = private.prompt, private.responses
+        prompt, responses, place = private.prompt, private.responses, private.place
         letters = [output.letter for output in task.outputs]
         if task.kind == "demonstration":
             return DemonstrationAnswer(self.demonstrate(prompt, study=study))
         if task.kind == "ranking":
-            order = self.rank(prompt, responses, study=study)
+            order = self.rank(prompt, responses, study=study, place=place)
             return RankingAnswer(tuple(tuple(letters[index] for index in group) for group in order))
         if task.kind == "comparison":
-            preference = self.compare(prompt, responses[0], responses[1], study=study)
+            preference = self.compare(prompt, responses[0], responses[1], study=study, place=place)
             choice: Mapping[float, Choice] = {1.0: "A", 0.5: "tie", 0.0: "B"}
             return ComparisonAnswer(choice[preference])
-        rated = (self.rate(prompt, response, study=study) for response in responses)
+        rated = (self.rate(prompt, response, study=study, place=place) for response in responses)
         return RatingAnswer(dict(zip(letters, rated, strict=True)))
 
     def seconds(self, private: PrivatePrompt, answer: Answer, *, study: str) -> float:
@@ -191,8 +193,8 @@ class SimulatedRater:
             return utility
         return utility - self.profile.noise * math.log(-math.log(self._uniform(study, prompt, "noise", response)))
 
-    def _lapses(self, study: str, prompt: Prompt) -> bool:
-        return self._uniform(study, prompt, "lapse") < self.profile.lapse
+    def _lapses(self, study: str, prompt: Prompt, place: int) -> bool:
+        return self._uniform(study, prompt, "lapse") < self.profile.lapse + self.profile.drift * place
 
     def _uniform(self, study: str, prompt: Prompt, purpose: str, response: Response | None = None) -> float:
         """A number strictly between 0 and 1, of 53 bits."""
@@ -406,6 +408,19 @@ def straight_liner(name: str, *, group: str, weights: Mapping[str, float], noise
     )
 
 
+def drifting(name: str, *, group: str, weights: Mapping[str, float], noise: float) -> RaterProfile:
+    """Average at first, and looks at less and less: after a hundred items of a study at half of what is shown."""
+    return replace(average(name, group=group, weights=weights, noise=noise), drift=0.005)
+
+
+def minority(name: str, *, group: str, weights: Mapping[str, float], noise: float) -> RaterProfile:
+    """Average, with other values: likes and dislikes what all do, and cares most for what the others care least for."""
+    by_size = sorted(weights, key=lambda feature: abs(weights[feature]))
+    sizes = reversed([abs(weights[feature]) for feature in by_size])
+    own = {feature: math.copysign(size, weights[feature]) for feature, size in zip(by_size, sizes, strict=True)}
+    return average(name, group=group, weights=own, noise=noise)
+
+
 def adversary(name: str, *, group: str, weights: Mapping[str, float], noise: float) -> RaterProfile:
     """Careful, and prefers what others do not."""
     opposite = {feature: -weight for feature, weight in weights.items()}
@@ -432,7 +447,7 @@ def population(
     )
 
 
-def _place(index: int, count: int) -> float:
+def _shown(index: int, count: int) -> float:
     return 0.0 if count == 1 else 0.5 - index / (count - 1)
 
 

@@ -117,6 +117,7 @@ def test_private_prompts_come_in_the_order_shown(service: LabelService, make: Ma
     private = service.private_prompts([task.id for task in tasks])
     for index, task in enumerate(tasks):
         assert private[task.id].prompt == make.prompt(f"key-{index}")
+        assert private[task.id].place == index
         assert [each.text for each in private[task.id].responses] == [output.text for output in task.outputs]
         assert [each.finished for each in private[task.id].responses] == [
             "Text 1" not in output.text for output in task.outputs

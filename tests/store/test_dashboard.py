@@ -186,8 +186,11 @@ def noise() -> float:
     return calibrate_noise(noiseless_utilities(two, items), target=AGREEMENT, lapse=0.02)
 
 
-def group(odd: Sequence[Profile], seed: int) -> tuple[dict[str, str], list[RaterReport]]:
-    """What each rater is, and their reports: the odd ones, two careful, a lenient one, and average ones."""
+def group(odd: Sequence[Profile], seed: int, *, each: int = ANSWERS) -> tuple[dict[str, str], list[RaterReport]]:
+    """What each rater is, and their reports: the odd ones, two careful, a lenient one, and average ones.
+
+    They give about `each` answers, over four weeks.
+    """
     good: list[Profile] = [raters.careful, raters.careful, raters.lenient]
     makers = [*odd, *good, *[raters.average] * (RATERS - len(odd) - len(good))]
     team = [
@@ -196,14 +199,15 @@ def group(odd: Sequence[Profile], seed: int) -> tuple[dict[str, str], list[Rater
     ]
     answers: list[Given] = []
     draw = random.Random(seed)
-    for number in range(RATERS * ANSWERS // OVERLAP):
+    count = RATERS * each // OVERLAP
+    for number in range(count):
         asked = item(number, [response.text for response in responses(number, seed)])
         texts = [output.response for output in asked.outputs]
         for rater in draw.sample(team, OVERLAP):
             order = draw.sample(range(OUTPUTS), OUTPUTS)
-            shown = rater.rank(asked.prompt, [texts[index] for index in order])
+            shown = rater.rank(asked.prompt, [texts[index] for index in order], place=number)
             answer = RankingAnswer(tuple(tuple(LETTERS[order[place]] for place in tied) for tied in shown))
-            answers.append(given(asked, rater.profile.name, answer, order=order))
+            answers.append(given(asked, rater.profile.name, answer, order=order, at=WEEK * (4 * number // count)))
     names = {f"rater-{index}": make.__name__ for index, make in enumerate(makers)}
     return names, rater_reports(answers, {})
 
@@ -242,6 +246,18 @@ def test_the_biased_are_caught_by_their_bias() -> None:
     assert "side" in kinds["position_biased"]
     assert "length" in kinds["length_lover"]
     assert "ties" in kinds["straight_liner"]
+
+
+def test_who_drifts_is_caught_by_their_last_week() -> None:
+    """They agree less than others by then, too; the drift tells why."""
+    kinds: dict[str, list[str]] = {}
+    for seed in range(8):
+        names, reports = group([raters.drifting], seed, each=120)
+        for report in reports:
+            kinds.setdefault(names.pop(report.rater), []).extend(concern.kind for concern in report.concerns)
+    assert kinds["drifting"].count("agreement") == 8
+    assert kinds["drifting"].count("drift") >= 4
+    assert "drift" not in kinds["careful"] + kinds["average"] + kinds["lenient"]
 
 
 # --- from the store -------------------------------------------------------------------------------------------------

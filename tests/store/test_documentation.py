@@ -23,6 +23,8 @@ PROFILES = (
     raters.length_lover,
     raters.random_clicker,
     raters.straight_liner,
+    raters.drifting,
+    raters.minority,
     raters.adversary,
 )
 

@@ -262,6 +262,7 @@ class ShownPrivate:
     messages: list[ShownMessage]
     about: dict[str, Any]
     responses: list[ShownResponse]
+    place: int
 
 
 def me(account: Account) -> Me:
@@ -303,6 +304,7 @@ def shown_private(private: PrivatePrompt) -> ShownPrivate:
         messages=_messages(private.prompt.messages),
         about=about,
         responses=[ShownResponse(text=each.text, finished=each.finished) for each in private.responses],
+        place=private.place,
     )
 
 
@@ -345,7 +347,8 @@ def read_task(row: Mapping[str, Any]) -> TaskView:
 def read_private(row: Mapping[str, Any]) -> PrivatePrompt:
     """The inverse of `shown_private`."""
     prompt = Prompt(messages=_read_messages(row), about=read_record(About, row["about"]))
-    return PrivatePrompt(prompt=prompt, responses=tuple(read_record(Response, each) for each in row["responses"]))
+    responses = tuple(read_record(Response, each) for each in row["responses"])
+    return PrivatePrompt(prompt=prompt, responses=responses, place=row["place"])
 
 
 def _read_messages(row: Mapping[str, Any]) -> tuple[Message, ...]:

@@ -388,15 +388,18 @@ def _too_fast(seconds: Figure, others: Sequence[float], part: float) -> Concern 
 
 
 def _drift(weeks: Sequence[Week], everybody: Mapping[str, Mapping[str, Figure]]) -> Concern | None:
-    """The newest week against the earlier one with most answers: intervals that do not meet.
+    """The newest week against the first that has answers enough to compare: intervals that do not meet.
 
+    The first, since who drifts slowly is little worse than the week before; and not the best of all, which grows the
+    better by chance the more weeks there are.
     Where one rater turns, all the others agree less too: only who is below the median of that week is meant.
     """
     known = [(week.week, week.agreement) for week in weeks if isinstance(week.agreement, Estimate)]
     if len(known) < 2:
         return None
     (week, newest), earlier = known[-1], [figure for _, figure in known[:-1]]
-    before = max(earlier, key=lambda figure: figure.n)
+    enough = max(figure.n for figure in earlier) / 2
+    before = next(figure for figure in earlier if figure.n >= enough)
     of_all = [figure.value for figure in everybody[week].values() if isinstance(figure, Estimate)]
     if newest.ci95.high >= before.ci95.low or newest.value >= median(of_all):
         return None

@@ -317,7 +317,12 @@ def private_prompts(connection: sa.Connection, task_ids: Sequence[str]) -> dict[
         ):
             responses.setdefault(row.id, []).append(Response(text=row.text, finished=row.finished))
         asked = sa.select(
-            assignments.c.id, assignments.c.order_seed, items.c.messages, items.c.category, items.c.private
+            assignments.c.id,
+            assignments.c.order_seed,
+            items.c.position,
+            items.c.messages,
+            items.c.category,
+            items.c.private,
         )
         for task in connection.execute(
             asked.join(raters, raters.c.id == assignments.c.rater_id)
@@ -327,7 +332,7 @@ def private_prompts(connection: sa.Connection, task_ids: Sequence[str]) -> dict[
             queued = responses.get(task.id, [])
             shown = tuple(queued[index] for index in order_shown(task.order_seed, len(queued)))
             prompt = read_prompt(task.messages, task.category, task.private)
-            found[task.id] = PrivatePrompt(prompt=prompt, responses=shown)
+            found[task.id] = PrivatePrompt(prompt=prompt, responses=shown, place=task.position)
     if len(found) < len(set(task_ids)):
         lacking = next(task_id for task_id in task_ids if task_id not in found)
         raise StoreError(

@@ -138,6 +138,8 @@ class PrivatePrompt:
 
     prompt: Prompt
     responses: tuple[Response, ...]
+    place: int = 0
+    """The item's place in its study, from 0: how much of it came before."""
 
 
 @dataclass(frozen=True, slots=True)
