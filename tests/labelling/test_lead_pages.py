@@ -14,7 +14,7 @@ import pytest
 from fastapi import FastAPI
 from fastapi.routing import APIRoute
 from tests.labelling.conftest import ORIGIN, PASSWORD, Browser
-from tests.labelling.lead import RANKING, ROLES, Fields, fill, open_accounts, send, signed_in, upload
+from tests.labelling.lead import LEAD, RANKING, ROLES, Fields, fill, open_accounts, send, signed_in, upload
 from tests.store.conftest import Clock
 
 from tastemaker.labelling import pages_figures, pages_people, pages_records, pages_review, pages_studies
@@ -406,7 +406,7 @@ def test_screening_from_grade_to_decision(lead: Browser, services: Services) -> 
 
 def test_a_dispute_is_shown_blind_and_settled(app: FastAPI, lead: Browser, services: Services) -> None:
     ada = signed_in(app, "ada")
-    (disputed,) = services.adjudication.disputed(RANKING)
+    (disputed,) = services.adjudication.disputed(RANKING, actor=LEAD)
     item = f"/adjudication/item?study={quote(RANKING)}&item={disputed.item}"
     page = ada.get(f"/adjudication?study={quote(RANKING)}").text
     address = re.search(r'href="(/adjudication/item[^"]+)"', page)
@@ -426,7 +426,7 @@ def test_a_dispute_is_shown_blind_and_settled(app: FastAPI, lead: Browser, servi
         assert "\nbecause &lt;it&gt; is so</textarea>" in kept.text
     done = send(ada, "/adjudication/item", **fields, reason="B alone is right")
     assert "is settled" in ada.get(done.headers["location"]).text
-    (settled,) = services.adjudication.case(RANKING, disputed.item).adjudications
+    (settled,) = services.adjudication.case(RANKING, disputed.item, actor=LEAD).adjudications
     assert (settled.answer, settled.by) == (RankingAnswer((("B",), ("A", "C"))), "ada")
     assert "Unblind" in lead.get(item).text
     for path in ("?study=test", "?study=no", "/item?study=test&item=1", f"/item?study={quote(RANKING)}&item=99999"):
@@ -434,17 +434,17 @@ def test_a_dispute_is_shown_blind_and_settled(app: FastAPI, lead: Browser, servi
 
 
 def test_comparisons_and_ratings_are_settled_too(lead: Browser, services: Services) -> None:
-    (pair,) = services.adjudication.disputed("pairs")
+    (pair,) = services.adjudication.disputed("pairs", actor=LEAD)
     assert problem(send(lead, "/adjudication/item", study="pairs", item=str(pair.item), reason="r"))
     send(lead, "/adjudication/item", study="pairs", item=str(pair.item), choice="tie", reason="r")
-    assert services.adjudication.case("pairs", pair.item).adjudications[0].answer == ComparisonAnswer("tie")
-    rated = services.adjudication.disputed("ratings")[0].item
+    assert services.adjudication.case("pairs", pair.item, actor=LEAD).adjudications[0].answer == ComparisonAnswer("tie")
+    rated = services.adjudication.disputed("ratings", actor=LEAD)[0].item
     fields = {"likert-A": "5", "flag-A-hallucination": "yes", "likert-B": "1"}
     kept = send(lead, "/adjudication/item", study="ratings", item=str(rated), **{**fields, "likert-B": ""}, reason="r")
     assert "quality of B" in problem(kept)
     assert 'name="flag-A-hallucination" value="yes" checked' in kept.text
     send(lead, "/adjudication/item", study="ratings", item=str(rated), **fields, reason="r")
-    answer = services.adjudication.case("ratings", rated).adjudications[0].answer
+    answer = services.adjudication.case("ratings", rated, actor=LEAD).adjudications[0].answer
     assert answer == RatingAnswer({"A": OutputRating(5, ("hallucination",)), "B": OutputRating(1)})
 
 

@@ -70,11 +70,11 @@ def hostile(store: Store, services: Services) -> None:
 
 
 def _item(services: Services) -> int:
-    return services.adjudication.disputed(STUDY)[0].item
+    return services.adjudication.disputed(STUDY, actor=Actor(LEAD, "lead"))[0].item
 
 
 def _pages(services: Services, study: str, rater: str, *, disputed: str) -> list[str]:
-    item = services.adjudication.disputed(disputed)[0].item
+    item = services.adjudication.disputed(disputed, actor=Actor(LEAD, "lead"))[0].item
     named, person = quote(study, safe=""), next(one.id for one in services.access.accounts() if one.name == rater)
     return [
         "/",

@@ -111,7 +111,7 @@ def test_an_adjudicated_answer_stands_in_place_of_the_others_and_is_marked(
 ) -> None:
     ranked(store, service, make, clock)
     adjudication = AdjudicationService(store, clock=clock)
-    (dispute,) = adjudication.disputed("study")
+    (dispute,) = adjudication.disputed("study", actor=LEAD)
     answer = RankingAnswer((("B",), ("C",), ("A",)))
     adjudication.adjudicate("study", dispute.item, answer, reason="B alone is true", actor=LEAD)
     exports.export(["study"], tmp_path / "out", actor=LEAD, config=NO_SPLIT)
@@ -207,7 +207,7 @@ def test_simulated_and_human_never_share_an_export(
     exports.export(["machines"], tmp_path / "machines", actor=LEAD)
     assert manifest(tmp_path / "machines")["origin"] == "simulated"
     adjudication = AdjudicationService(store, clock=clock)
-    (dispute,) = adjudication.disputed("machines")
+    (dispute,) = adjudication.disputed("machines", actor=LEAD)
     adjudication.adjudicate("machines", dispute.item, RankingAnswer((("A", "B", "C"),)), reason="x", actor=LEAD)
     with pytest.raises(StoreError, match="one origin"):
         exports.export(["machines"], tmp_path / "again", actor=LEAD)

@@ -16,7 +16,9 @@ from tests.store.people import LEAD, actions, open_accounts, work
 
 from tastemaker.errors import DataError, StoreError
 from tastemaker.store import LabelService, Store
+from tastemaker.store.access import AccessService
 from tastemaker.store.adjudication import AdjudicationService
+from tastemaker.store.audit import COMMAND_LINE, Actor
 from tastemaker.store.desk import Desk
 from tastemaker.store.gold import against_gold, disagreement, in_queued_letters, in_shown_letters
 from tastemaker.store.importing import GoldItem
@@ -300,6 +302,46 @@ def test_gold_from_a_file_is_hidden_and_counts_nowhere(
 # --- adjudication ---------------------------------------------------------------------------------------------------
 
 
+def test_nobody_settles_what_they_answer_themselves(
+    store: Store, service: LabelService, lead: LeadService, make: Make, clock: Clock
+) -> None:
+    """cleo rates and adjudicates: she sees what others answered only where she can no longer be asked."""
+    make.raters(service, "ann", "bob")
+    access = AccessService(store, clock=clock)
+    invited = access.invite({"rater", "adjudicator"}, rater_group="team", actor=COMMAND_LINE)
+    access.accept(invited.token, name="cleo", password="four plain words here")
+    cleo, adjudication, desk = (
+        Actor("cleo", "adjudicator"),
+        AdjudicationService(store, clock=clock),
+        Desk(store, clock=clock),
+    )
+    lead.create_study(make.study("ranking", overlap=2), actor=LEAD)
+    lead.import_items("study", make.items(3), actor=LEAD)
+    view = desk.next_task("cleo", "study")
+    assert view is not None
+    desk.submit("cleo", view.task.id, RankingAnswer((("C",), ("B",), ("A",))))
+    work(desk, "ann", "study", {f"key-{index}": [[0], [1], [2]] for index in range(3)})
+    everyones = {one.item for one in adjudication.disputed("study", actor=LEAD)}
+    settled = RankingAnswer((("A",), ("B",), ("C",)))
+    assert len(everyones) == 1
+    assert adjudication.disputed("study", actor=cleo) == []
+    for item in (1, 2, 3):  # one she answered, two she may still be asked
+        with pytest.raises(StoreError, match=f"Item {item} of study 'study' is not yours to settle: you rate in its"):
+            adjudication.case("study", item, actor=cleo)
+        with pytest.raises(StoreError, match="is not yours to settle"):
+            adjudication.adjudicate("study", item, settled, reason="it is so", actor=cleo)
+        assert adjudication.case("study", item, actor=LEAD).answers
+    work(desk, "bob", "study", {f"key-{index}": [[2], [1], [0]] for index in range(3)})
+    assert {one.item for one in adjudication.disputed("study", actor=cleo)} == {1, 2, 3} - everyones
+    for item in {1, 2, 3} - everyones:
+        adjudication.adjudicate("study", item, settled, reason="it is so", actor=cleo)
+    with pytest.raises(StoreError, match="is not yours to settle"):
+        adjudication.case("study", everyones.pop(), actor=cleo)
+    lead.create_study(dataclasses.replace(make.study("ranking", name="theirs"), rater_group="others"), actor=LEAD)
+    lead.import_items("theirs", make.items(1), actor=LEAD)
+    assert adjudication.case("theirs", 4, actor=cleo).answers == ()  # she does not rate there
+
+
 def test_adjudication_shows_queued_letters_and_no_names(
     store: Store, service: LabelService, lead: LeadService, make: Make, clock: Clock
 ) -> None:
@@ -311,10 +353,10 @@ def test_adjudication_shows_queued_letters_and_no_names(
     work(desk, "ann", "study", alike)
     work(desk, "bob", "study", alike | {"key-1": [[2], [1], [0]], "key-2": [[0, 1], [2]]})
     adjudication = AdjudicationService(store, clock=clock)
-    disputes = adjudication.disputed("study")
+    disputes = adjudication.disputed("study", actor=LEAD)
     # All three pairs opposite: 1. One preference against a tie, of three pairs: 1/6.
     assert [(one.number, round(one.disagreement, 6)) for one in disputes] == [(2, 1.0), (3, round(1 / 6, 6))]
-    case = adjudication.case("study", disputes[0].item)
+    case = adjudication.case("study", disputes[0].item, actor=LEAD)
     assert [output.text for output in case.outputs] == [f"Text {index} of key-1" for index in range(3)]
     assert [one.answer for one in case.answers] == [
         RankingAnswer((("A",), ("B",), ("C",))),
@@ -324,10 +366,10 @@ def test_adjudication_shows_queued_letters_and_no_names(
     assert not any(hidden in shown for hidden in ("ann", "bob", "model-", "truth", "user-of"))
     for answer in (RankingAnswer((("B",), ("A", "C"))), RankingAnswer((("A",), ("B",), ("C",)))):
         adjudication.adjudicate("study", case.item, answer, reason="the guideline says so", actor=LEAD)
-    assert [one.answer for one in adjudication.case("study", case.item).adjudications][-1] == RankingAnswer(
+    assert [one.answer for one in adjudication.case("study", case.item, actor=LEAD).adjudications][-1] == RankingAnswer(
         (("A",), ("B",), ("C",))
     )
-    assert [one.adjudicated for one in adjudication.disputed("study")] == [False, True]
+    assert [one.adjudicated for one in adjudication.disputed("study", actor=LEAD)] == [False, True]
     with pytest.raises(StoreError, match="missing C"):
         adjudication.adjudicate("study", case.item, RankingAnswer((("A",), ("B",))), reason="no", actor=LEAD)
     assert actions(store)[-2:] == ["item.adjudicate", "item.adjudicate"]

@@ -112,7 +112,7 @@ def adjudication(page: AdjudicatorPage, study: Asked = "") -> Response:
     if study and study not in names:
         not_found()
     found = study or (names[0] if len(names) == 1 else "")
-    disputed = page.services.adjudication.disputed(found) if found else []
+    disputed = page.services.adjudication.disputed(found, actor=page.actor) if found else []
     return page.render("lead/adjudication.html", studies=names, study=found, disputed=disputed)
 
 
@@ -129,7 +129,7 @@ def adjudicate(page: AdjudicatorPage, fields: Fields) -> Response:
         not_found()
     try:
         number = whole(item, "item", least=1, most=2**31 - 1)
-        asked = page.services.adjudication.case(found.name, number)
+        asked = page.services.adjudication.case(found.name, number, actor=page.actor)
         answer = answer_in(asked.kind, [output.letter for output in asked.outputs], fields)
         page.services.adjudication.adjudicate(found.name, number, answer, reason=reason, actor=page.actor)
     except TastemakerError as refusal:
@@ -146,7 +146,8 @@ def _case(page: Page, study: str, item: str, typed: FormData | Mapping[str, str]
     if not _has_disputes(found):
         not_found()
     try:
-        asked = page.services.adjudication.case(found.name, whole(item, "item", least=1, most=2**31 - 1))
+        number = whole(item, "item", least=1, most=2**31 - 1)
+        asked = page.services.adjudication.case(found.name, number, actor=page.actor)
     except StoreError:
         not_found()
     return page.render(

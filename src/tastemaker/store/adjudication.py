@@ -2,6 +2,9 @@
 
 An adjudicator sees every answer to an item, in queued letters (A is the output queued first), and neither who gave it
 nor what wrote the outputs. Adjudications are revisions like answers: the newest counts, and the raters' own stay.
+
+An adjudicator may also rate. Nobody settles what they answered themselves, and nobody who may still be asked an item
+sees what others answered: to them an item is closed until all its answers are there.
 """
 
 from __future__ import annotations
@@ -17,10 +20,10 @@ from tastemaker.records import Messages
 from tastemaker.store import audit, questions
 from tastemaker.store.audit import Actor
 from tastemaker.store.database import Store
-from tastemaker.store.given import Given, account_id, all_given, all_items, of_studies
+from tastemaker.store.given import Given, Item, account_id, all_given, all_items, of_studies
 from tastemaker.store.gold import disagreement
 from tastemaker.store.questions import Study
-from tastemaker.store.schema import accounts, adjudications, items, leases, remarks, studies
+from tastemaker.store.schema import accounts, adjudications, items, leases, raters, remarks, studies
 from tastemaker.store.schema import assignments as slots
 from tastemaker.store.tasks import (
     LETTERS,
@@ -86,15 +89,19 @@ class AdjudicationService:
         self._store = store
         self._clock = clock
 
-    def disputed(self, study: str, *, least: float = 0.0, limit: int = 100) -> list[Disputed]:
-        """The items whose answers lie apart by more than `least`, open ones first, the widest apart first."""
+    def disputed(self, study: str, *, actor: Actor, least: float = 0.0, limit: int = 100) -> list[Disputed]:
+        """The items whose answers lie apart by more than `least`, open ones first, the widest apart first.
+
+        Without those that are not for `actor` to settle.
+        """
         with self._store.read() as connection:
             found = self._find(connection, study)
+            own = _own(connection, found, actor)
             given = all_given(connection, of_studies([found.id]))
             decided = set(newest(connection, [found.id]))
         by_item: dict[int, list[Given]] = {}
         for one in given:
-            if one.is_work:
+            if one.is_work and one.item.id not in own:
                 by_item.setdefault(one.item.id, []).append(one)
         cases = [
             Disputed(
@@ -109,7 +116,7 @@ class AdjudicationService:
         ]
         return sorted(cases, key=lambda case: (case.adjudicated, -case.disagreement, case.number))[:limit]
 
-    def case(self, study: str, item: int) -> Case:
+    def case(self, study: str, item: int, *, actor: Actor) -> Case:
         """One item with every answer to it."""
         with self._store.read() as connection:
             found = self._find(connection, study)
@@ -117,6 +124,7 @@ class AdjudicationService:
             asked = all_items(connection, which).get(item)
             if asked is None:
                 raise StoreError(f"Study {study!r} has no item {item}.")
+            _refuse_own(connection, found, asked, actor)
             given = all_given(connection, which)
             notes = connection.execute(
                 sa.select(remarks.c.kind, remarks.c.reason, remarks.c.note)
@@ -162,6 +170,7 @@ class AdjudicationService:
                 raise StoreError(f"Study {study!r} has no item {item}.")
             if asked.expected is not None or asked.screening:
                 raise StoreError(f"Item {item} of study {study!r} tests raters; its answer is known. Leave it so.")
+            _refuse_own(connection, found, asked, actor)
             check_answer(found.kind, answer, LETTERS[: len(asked.outputs)])
             last = connection.execute(
                 sa.select(sa.func.max(adjudications.c.revision)).where(adjudications.c.item_id == item)
@@ -196,6 +205,32 @@ def newest(connection: sa.Connection, ids: Sequence[int]) -> Mapping[int, Answer
         .order_by(adjudications.c.revision)
     )
     return {row.item_id: answer_from_json(row.kind, row.body) for row in rows}
+
+
+def _own(connection: sa.Connection, study: Study, actor: Actor) -> set[int]:
+    """The items that this actor answered as a rater, or may still be asked."""
+    rater = connection.execute(
+        sa.select(accounts.c.rater_id)
+        .join(raters, raters.c.id == accounts.c.rater_id)
+        .where(accounts.c.name == actor.name, raters.c.rater_group == study.rater_group)
+    ).scalar()
+    if rater is None:
+        return set()
+    answered = slots.c.id.in_(sa.select(leases.c.assignment_id).where(leases.c.rater_id == rater))
+    rows = connection.execute(
+        sa.select(items.c.id)
+        .join(slots, slots.c.item_id == items.c.id)
+        .where(items.c.study_id == study.id, sa.or_(answered, slots.c.state != "done"))
+    )
+    return set(rows.scalars())
+
+
+def _refuse_own(connection: sa.Connection, study: Study, item: Item, actor: Actor) -> None:
+    if item.id in _own(connection, study, actor):
+        raise StoreError(
+            f"Item {item.position + 1} of study {study.name!r} is not yours to settle: you rate in its group, and "
+            "answered it or may still be asked. Leave it to another adjudicator, or wait for its answers."
+        )
 
 
 def _history(connection: sa.Connection, item: int, kind: StudyKind) -> tuple[Adjudicated, ...]:
