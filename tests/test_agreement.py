@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Sequence
 
 import krippendorff
@@ -15,9 +16,13 @@ from statsmodels.stats.inter_rater import fleiss_kappa as statsmodels_fleiss
 from tastemaker.agreement import (
     Answers,
     Category,
+    GroupAgreement,
     Undefined,
+    agreement_between,
     agreement_by_rater,
+    agreement_within,
     cohen_kappa,
+    comparison_answers,
     fleiss_kappa,
     gwet_ac1,
     krippendorff_alpha,
@@ -331,3 +336,98 @@ def test_units_of_one_prompt_are_not_independent() -> None:
 def test_bad_input_is_refused_in_words(call: Callable[[], object], message: str) -> None:
     with pytest.raises(DataError, match=message):
         call()
+
+
+# ------------------------------------------------------------------------------------------- groups against each other
+
+
+def two_groups() -> Answers:
+    """Pairs a-b, a-c, b-c of prompt p, and a-b of q; r and s are a group, t, u and v the other."""
+    return pairwise_answers(
+        [
+            ranking("r", ((0,), (1,), (2,))),  # won won won
+            ranking("s", ((0, 1), (2,))),  # tied won won
+            ranking("t", ((0,), (2,), (1,))),  # won won lost
+            ranking("u", ((0,), (1, 2))),  # won won tied
+            ranking("v", ((2,), (0,), (1,))),  # won lost lost
+            ranking("r", ((1,), (0,)), "ab", "q"),  # lost
+            ranking("t", ((0,), (1,)), "ab", "q"),  # won
+        ]
+    )
+
+
+def test_one_group_with_another_by_hand() -> None:
+    found = agreement_between(two_groups(), {"r", "s"})
+    # a-b: r agrees with t, u, v; s, who ties, with nobody (three halves). a-c: r and s agree with t, u, not with v.
+    # b-c: r and s meet lost, tied, lost: one half each. q: r against t.
+    assert known(found.pairwise.ties_excluded).value == pytest.approx((3 + 4) / (3 + 6 + 4 + 1), abs=1e-12)
+    assert known(found.pairwise.ties_excluded).n == 14
+    assert known(found.pairwise.tie_is_a_class).value == pytest.approx(7 / 19, abs=1e-12)
+    assert known(found.pairwise.tie_is_half).value == pytest.approx((3 + 1.5 + 4 + 1) / 19, abs=1e-12)
+    # The others prefer a over b, a over c, c over b; in q only one was asked. r: yes yes no; s: no word, yes, no.
+    assert known(found.majority).value == pytest.approx(3 / 5, abs=1e-12)
+    assert known(found.majority).n == 5
+    assert (found.raters, found.others, found.alpha) == (2, 3, None)
+    # The other way round the pairs are the same; r and s agree among themselves on a-c and on b-c alone.
+    back = agreement_between(two_groups(), {"t", "u", "v"})
+    assert back.pairwise == found.pairwise
+    assert known(back.majority).value == pytest.approx((1 + 1 + 0 + 0 + 0) / 5, abs=1e-12)
+    assert (back.raters, back.others) == (3, 2)
+
+
+def test_a_group_with_itself_by_hand() -> None:
+    answers = two_groups()
+    found = agreement_within(answers)
+    # The others' majority. a-b: won, for all five: r t u v agree. a-c: won, but v, who is against it: 4 of 5.
+    # b-c: r's others say won, lost, tied, lost: no majority; s alike; t's won won tied lost, u's won won lost lost and
+    # v's won won lost tied: none, as two of four are not more than half.
+    assert known(found.majority).value == pytest.approx((4 + 4) / (4 + 5), abs=1e-12)
+    assert found.raters == 5
+    assert known(found.alpha or Undefined(reason="")).value == known(krippendorff_alpha(answers)).value
+    assert known(found.pairwise.tie_is_a_class).value == known(raw_agreement(answers)).value
+
+
+def test_groups_that_never_met() -> None:
+    answers = pairwise_answers([ranking("r", ((0,), (1,), (2,))), ranking("s", ((0,), (1,), (2,)), prompt="q")])
+    for found in (agreement_between(answers, {"r"}), agreement_within(answers), agreement_within(pairwise_answers([]))):
+        assert found.raters == 0
+        assert isinstance(found.pairwise.ties_excluded, Undefined)
+        assert isinstance(found.majority, Undefined)
+
+
+def test_who_met_nobody_is_not_counted() -> None:
+    answers = pairwise_answers([*(ranking(who, ((0,), (1,), (2,))) for who in "rst"), ranking("x", ((0,), (1,)), "de")])
+    assert agreement_within(answers).raters == 3
+    found = agreement_between(answers, {"r", "x"})
+    assert (found.raters, found.others) == (1, 2)
+    assert agreement_between(answers, {"r"}).others == 2, "x is none of them"
+    assert json.loads(json.dumps(found.to_json()))["other_raters"] == 2
+
+
+def test_comparisons_become_answers() -> None:
+    rows = [("x", "p", "r", 1.0), ("y", "q", "r", 0.5), ("x", "p", "s", 0.0), ("x", "p", "r", 0.5)]
+    answers = comparison_answers(rows)
+    assert answers.clusters == ("p", "q")
+    assert answers.count_UQ.tolist() == [[1, 1, 0], [0, 1, 0]], "the last of r's two answers counts"
+
+
+@given(
+    st.lists(st.tuples(st.integers(0, 5), st.sampled_from("rstuv"), st.sampled_from([0.0, 0.5, 1.0])), max_size=40),
+    st.sets(st.sampled_from("rstuv")),
+)
+def test_the_pairs_of_all_raters_are_those_within_the_groups_and_between_them(
+    said: list[tuple[int, str, float]], group: set[str]
+) -> None:
+    def answers(raters: set[str]) -> Answers:
+        return comparison_answers((unit, unit, rater, value) for unit, rater, value in said if rater in raters)
+
+    def half(found: GroupAgreement) -> tuple[float, int]:
+        estimate = found.pairwise.tie_is_half
+        return (estimate.value * estimate.n, estimate.n) if isinstance(estimate, Estimate) else (0.0, 0)
+
+    everybody = set("rstuv")
+    parts = [agreement_within(answers(group)), agreement_within(answers(everybody - group))]
+    parts.append(agreement_between(answers(everybody), group))
+    agreed, pairs = half(agreement_within(answers(everybody)))
+    assert sum(half(part)[0] for part in parts) == pytest.approx(agreed, abs=1e-9)
+    assert sum(half(part)[1] for part in parts) == pairs

@@ -360,6 +360,25 @@ def test_answers_survive_a_changed_count(people: People) -> None:
     assert people.waits("comparisons", comparisons__overlap=2) == 4
 
 
+def test_a_run_that_waits_says_who_is_let_in_and_how(people: People) -> None:
+    def said(**changes: Any) -> str:
+        with pytest.raises(AnswersMissing) as waiting:
+            run(with_changes(people.recipe, changes), people.out, "comparisons")
+        return str(waiting.value)
+
+    invite = f"`tastemaker label invite --database {people.out / 'labels.db'} --roles rater --group training"
+    once = said(**{"comparisons.train": 1})
+    assert once.startswith("1 ranking answer by training raters is still missing.")
+    assert f"{invite}`" in once
+    assert "different raters" not in once
+    twice = said(**{"comparisons.overlap": 2, "address": "https://labels.example.org/desk"})
+    assert twice.startswith("4 ranking answers by training raters are still missing.")
+    assert "They answer at https://labels.example.org/desk; run" in twice
+    assert "Each task is for 2 different raters." in twice
+    assert f"{invite} --origin https://labels.example.org`" in twice
+    assert "--origin" not in said(address="the room on the left")
+
+
 def edit(path: Path, change: Any) -> None:
     kept = rows(path)
     for row in kept:

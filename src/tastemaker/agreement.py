@@ -11,7 +11,7 @@ Every measure here is a function of sums over units, so its interval comes from 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable, Sequence
+from collections.abc import Callable, Collection, Hashable, Iterable, Sequence
 from dataclasses import dataclass
 from itertools import combinations
 from typing import Literal
@@ -68,9 +68,19 @@ class Answers:
     @property
     def count_UQ(self) -> Floats:
         """How many raters put each unit into each category."""
+        return self.counts(np.ones(len(self.unit_N), dtype=np.bool_))
+
+    def counts(self, mask_N: Mask) -> Floats:
+        """The same by some of the answers alone."""
         count_UQ = np.zeros((len(self.clusters), len(self.categories)))
-        np.add.at(count_UQ, (self.unit_N, self.category_N), 1)
+        np.add.at(count_UQ, (self.unit_N[mask_N], self.category_N[mask_N]), 1)
         return count_UQ
+
+    def given_by(self, names: Collection[str]) -> Mask:
+        """Which answers are of these raters."""
+        columns = [index for index, rater in enumerate(self.raters) if rater in names]
+        given_N: Mask = np.isin(self.rater_N, columns)
+        return given_N
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -84,6 +94,34 @@ class RankingAgreement:
     ties_excluded: Estimate | Undefined
     tie_is_a_class: Estimate | Undefined
     tie_is_half: Estimate | Undefined
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class GroupAgreement:
+    """A row of a table of agreement: raters with one another, or those of one group with those of another.
+
+    `raters` and `others` count those who share a question with one that they are held against.
+    """
+
+    pairwise: RankingAgreement
+    majority: Estimate | Undefined  # as in `majority_agreement`
+    alpha: Estimate | Undefined | None  # Krippendorff's, nominal; of one group alone
+    raters: int
+    others: int | None = None  # of the other group
+
+    def to_json(self) -> dict[str, object]:
+        row: dict[str, object] = {
+            "ties_excluded": self.pairwise.ties_excluded.to_json(),
+            "tie_is_a_class": self.pairwise.tie_is_a_class.to_json(),
+            "tie_is_half": self.pairwise.tie_is_half.to_json(),
+            "majority": self.majority.to_json(),
+            "raters": self.raters,
+        }
+        if self.alpha is not None:
+            row["alpha"] = self.alpha.to_json()
+        if self.others is not None:
+            row["other_raters"] = self.others
+        return row
 
 
 # --------------------------------------------------------------------------------------------------- reading answers
@@ -134,6 +172,21 @@ def pairwise_answers(rankings: Sequence[Ranking]) -> Answers:
     return _named(rows, categories=(LOST, TIED, WON), clusters=clusters)
 
 
+def comparison_answers(rows: Iterable[tuple[Hashable, Hashable, str, float]]) -> Answers:
+    """Comparisons of two responses: what was compared, its cluster (a prompt), the rater, and how far they prefer the
+    first (1, 0.5 for a tie, 0). Where one rater compared the same twice, the last counts."""
+    unit_of: dict[Hashable, int] = {}
+    clusters: list[Hashable] = []
+    said: dict[tuple[int, str], int] = {}
+    for compared, cluster, rater, preference in rows:
+        unit = unit_of.setdefault(compared, len(unit_of))
+        if unit == len(clusters):
+            clusters.append(cluster)
+        said[unit, rater] = (preference > 0.5) - (preference < 0.5)
+    given = [(unit, rater, outcome) for (unit, rater), outcome in said.items()]
+    return _named(given, categories=(LOST, TIED, WON), clusters=clusters)
+
+
 def rank_answers(rankings: Sequence[Ranking]) -> Answers:
     """Each response as a unit and its rank as the category, for ordinal measures; tied responses share the mean rank.
 
@@ -179,7 +232,7 @@ def _in_order(values: set[Category]) -> tuple[Category, ...]:
 
 
 def _named(
-    rows: Sequence[tuple[int, str, Category]], *, categories: tuple[Category, ...], clusters: Sequence[str]
+    rows: Sequence[tuple[int, str, Category]], *, categories: tuple[Category, ...], clusters: Sequence[Hashable]
 ) -> Answers:
     raters = tuple(sorted({rater for _, rater, _ in rows}))
     column = {rater: index for index, rater in enumerate(raters)}
@@ -214,24 +267,79 @@ def _from_rows(
 
 def raw_agreement(answers: Answers) -> Estimate | Undefined:
     """Of all the times that two raters answered one unit, how often they put it into the same category."""
-    return _agreement(answers, np.eye(len(answers.categories)))
+    return _agreement(answers, _rater_pairs(answers.count_UQ), np.eye(len(answers.categories)))
 
 
 def ranking_agreement(rankings: Sequence[Ranking]) -> RankingAgreement:
     """Raw pairwise agreement of rankings, with ties counted three ways."""
     answers = pairwise_answers(rankings)
-    decided = np.array([[1.0, 0, 0], [0, 0, 0], [0, 0, 1]])  # lost, tied, won, for either rater
-    half = np.array([[1, 0.5, 0], [0.5, 1, 0.5], [0, 0.5, 1]])
-    return RankingAgreement(
-        ties_excluded=_agreement(answers, decided, counted_QQ=np.outer([1, 0, 1], [1.0, 0, 1])),
-        tie_is_a_class=raw_agreement(answers),
-        tie_is_half=_agreement(answers, half),
+    return _three_ways(answers, _rater_pairs(answers.count_UQ))
+
+
+def agreement_within(answers: Answers) -> GroupAgreement:
+    """How far raters who were asked which of two responses is better agree with one another."""
+    several_N = (answers.count_UQ.sum(axis=1) > 1)[answers.unit_N]
+    return GroupAgreement(
+        pairwise=_three_ways(answers, _rater_pairs(answers.count_UQ)),
+        majority=majority_agreement(answers),
+        alpha=krippendorff_alpha(answers),
+        raters=len(np.unique(answers.rater_N[several_N])),
     )
 
 
-def _agreement(answers: Answers, credit_QQ: Floats, *, counted_QQ: Floats | None = None) -> Estimate | Undefined:
-    """The credit for two raters' categories, summed over all pairs of raters of a unit, over the pairs counted."""
-    pairs_UQQ = _rater_pairs(answers.count_UQ)
+def agreement_between(answers: Answers, group: Collection[str]) -> GroupAgreement:
+    """The same of the raters of `group` with all others, whoever agrees among themselves."""
+    mine_N = answers.given_by(group)
+    mine_UQ, theirs_UQ = answers.counts(mine_N), answers.counts(~mine_N)
+    shared_N = ((mine_UQ.sum(axis=1) > 0) & (theirs_UQ.sum(axis=1) > 0))[answers.unit_N]
+    return GroupAgreement(
+        pairwise=_three_ways(answers, mine_UQ[:, :, None] * theirs_UQ[:, None, :]),
+        majority=majority_agreement(answers, group),
+        alpha=None,
+        raters=len(np.unique(answers.rater_N[mine_N & shared_N])),
+        others=len(np.unique(answers.rater_N[~mine_N & shared_N])),
+    )
+
+
+def majority_agreement(answers: Answers, group: Collection[str] | None = None) -> Estimate | Undefined:
+    """How often a rater prefers the response that more than half of the others prefer, where at least two others said.
+
+    The others are all that were asked the same; with `group`, those outside it, and its raters are held against them.
+    A rater's own tie is left out; a tie among the others counts against there being a majority.
+    """
+    row_N = np.arange(len(answers.unit_N))
+    if group is None:
+        mine_N = np.ones(len(row_N), dtype=np.bool_)
+        others_NQ = answers.count_UQ[answers.unit_N]
+        others_NQ[row_N, answers.category_N] -= 1
+    else:
+        mine_N = answers.given_by(group)
+        others_NQ = answers.counts(~mine_N)[answers.unit_N]
+    tie, asked_N = answers.categories.index(TIED), others_NQ.sum(axis=1)
+    preferred_N = others_NQ.argmax(axis=1)
+    is_majority_N = (asked_N > 1) & (2 * others_NQ.max(axis=1, initial=0) > asked_N) & (preferred_N != tie)
+    counted_N = mine_N & is_majority_N & (answers.category_N != tie)
+    if not counted_N.any():
+        return Undefined(reason="nobody was asked beside two others of whom more than half preferred the same")
+    return _share_of(answers, (preferred_N == answers.category_N) * 1.0, counted_N)
+
+
+def _three_ways(answers: Answers, pairs_UQQ: Floats) -> RankingAgreement:
+    """The agreement of these pairs of raters, whose categories are lost, tied and won, with ties counted three ways."""
+    assert answers.categories == (LOST, TIED, WON)
+    decided = np.array([[1.0, 0, 0], [0, 0, 0], [0, 0, 1]])
+    half = np.array([[1, 0.5, 0], [0.5, 1, 0.5], [0, 0.5, 1]])
+    return RankingAgreement(
+        ties_excluded=_agreement(answers, pairs_UQQ, decided, counted_QQ=np.outer([1, 0, 1], [1.0, 0, 1])),
+        tie_is_a_class=_agreement(answers, pairs_UQQ, np.eye(3)),
+        tie_is_half=_agreement(answers, pairs_UQQ, half),
+    )
+
+
+def _agreement(
+    answers: Answers, pairs_UQQ: Floats, credit_QQ: Floats, *, counted_QQ: Floats | None = None
+) -> Estimate | Undefined:
+    """The credit for two raters' categories, summed over these pairs of raters of a unit, over the pairs counted."""
     part_U = np.einsum("uqk,qk->u", pairs_UQQ, credit_QQ)
     whole_U = np.einsum("uqk,qk->u", pairs_UQQ, np.ones_like(credit_QQ) if counted_QQ is None else counted_QQ)
     if not np.any(whole_U):

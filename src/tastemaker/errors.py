@@ -52,9 +52,18 @@ class AnswersMissing(TastemakerError):
 
     exit_code = 3
 
-    def __init__(self, *, missing: int, task: str, group: str, address: str) -> None:
+    def __init__(
+        self, *, missing: int, task: str, group: str, address: str, invitation: str = "", overlap: int = 1
+    ) -> None:
+        """`invitation` is the command that lets one more rater of the group in, `overlap` how many answer each task."""
         self.missing, self.task, self.group, self.address = missing, task, group, address
-        super().__init__(
-            f"{missing} {task} answers by {group} raters are still missing. They answer at {address}; "
+        answers, are = ("answer", "is") if missing == 1 else ("answers", "are")
+        said = [
+            f"{missing} {task} {answers} by {group} raters {are} still missing. They answer at {address}; "
             "run the same command again when they have."
-        )
+        ]
+        if overlap > 1:
+            said.append(f"Each task is for {overlap} different raters.")
+        if invitation:
+            said.append(f"`{invitation}` lets another of them in.")
+        super().__init__(" ".join(said))

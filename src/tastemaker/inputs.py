@@ -16,6 +16,7 @@ from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
 from typing import Any, Generic, TypeVar
+from urllib.parse import urlsplit
 
 import torch
 
@@ -74,18 +75,32 @@ class Raters:
 
     recipe: Recipe
     fingerprint: str
-    address: str
-    """Where people answer."""
+    database: str
+    """The label store, as commands name it."""
 
     @property
     def simulated(self) -> bool:
         return self.recipe.raters == "simulated"
 
+    @property
+    def address(self) -> str:
+        """Where people answer."""
+        if self.recipe.address is not None:
+            return self.recipe.address
+        hint = "" if self.recipe.database is None else ", with the recipe's database"
+        return f"the pages of `tastemaker label serve --database {self.database}`{hint}"
+
+    def invitation(self, group: str) -> str:
+        """The command that prints a link for another person."""
+        command = f"tastemaker label invite --database {self.database} --roles rater --group {group}"
+        place = urlsplit(self.recipe.address or "")
+        return f"{command} --origin {place.scheme}://{place.netloc}" if place.scheme and place.netloc else command
+
     def panel(self, group: str, *, noise: float = 0.0) -> Panel:
         """The raters of a group, training or held-out; simulated ones with that noise."""
         simulation = self.recipe.simulation
         if not self.simulated or simulation is None:
-            return Panel(group=group, address=self.address)
+            return Panel(group=group, address=self.address, invitation=self.invitation(group))
         count = simulation.training_raters if group == "training" else simulation.held_out_raters
         profiles = load_function(simulation.raters)(group, count, self.recipe.seed)
         hooks = {
@@ -128,13 +143,11 @@ class Inputs:
         if self._recipe.raters == "simulated":
             people = {"simulation": to_json(self._recipe.simulation), "seed": self._recipe.seed}
         self.setting("people", people)
-        return Raters(self._recipe, self.known["people"], self._recipe.address or self._pages())
+        return Raters(self._recipe, self.known["people"], self._database())
 
-    def _pages(self) -> str:
-        """Where people answer unless the recipe says it. A database's URL may hold a password, and is not repeated."""
-        if self._recipe.database is not None:
-            return "the pages of `tastemaker label serve --database URL`, with the recipe's database"
-        return f"the pages of `tastemaker label serve --database {shlex.quote(str(self._folder.parent / 'labels.db'))}`"
+    def _database(self) -> str:
+        """The label store, as commands name it. A database's URL may hold a password, and is not repeated."""
+        return "URL" if self._recipe.database is not None else shlex.quote(str(self._folder.parent / "labels.db"))
 
     # Files of earlier stages.
 

@@ -22,10 +22,14 @@ Answered = TypeVar("Answered")
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Panel:
-    """A group of raters. `simulated` is empty for people, who answer at `address`."""
+    """A group of raters. `simulated` is empty for people, who answer at `address`.
+
+    `invitation` is the command that lets another person in.
+    """
 
     group: str
     address: str
+    invitation: str = ""
     simulated: tuple[SimulatedRater, ...] = ()
 
     @property
@@ -64,7 +68,14 @@ def collect(
     if not missing:
         return found
     if panel.of_people:
-        raise AnswersMissing(missing=missing, task=study.kind, group=panel.group, address=panel.address)
+        raise AnswersMissing(
+            missing=missing,
+            task=study.kind,
+            group=panel.group,
+            address=panel.address,
+            invitation=panel.invitation,
+            overlap=study.overlap,
+        )
     service.release_simulated(study.name)
     for rater in panel.simulated:
         service.add_rater(rater.profile.name, group=panel.group, origin="simulated")

@@ -181,7 +181,6 @@ class Round:
         found: dict[str, Any] = {"comparisons": [], "models": {}, "claims": []}
         if "7-evaluation" in self.outcomes:
             found = read_json(self.folder / "7-evaluation" / "results.json")
-        raters = self.folder / "4-comparisons" / "raters.json"
         return {
             "recipe": self.recipe.name,
             "seed": self.recipe.seed,
@@ -189,12 +188,20 @@ class Round:
             **self._cost(),
             "versions": library_versions(),
             **found,
-            "agreement": read_json(raters) if "4-comparisons" in self.outcomes and raters.exists() else {},
+            "agreement": self._agreement(found.get("agreement")),
             "stages": [
                 {"name": name, "seconds": round(outcome.seconds, 1), "skipped": outcome.skipped}
                 for name, outcome in self.outcomes.items()
             ],
         }
+
+    def _agreement(self, of_judges: dict[str, Any] | None) -> dict[str, Any]:
+        """Of raters on the rankings of this round, and on the comparisons of its evaluation."""
+        raters = self.folder / "4-comparisons" / "raters.json"
+        on_rankings: dict[str, Any] = {}
+        if "4-comparisons" in self.outcomes and raters.exists():
+            on_rankings = read_json(raters)
+        return on_rankings | ({"evaluation": of_judges} if of_judges else {})
 
     def _cost(self) -> dict[str, float]:
         """Of all stages together; one that was up to date counts with what it took when it ran."""

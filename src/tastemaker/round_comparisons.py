@@ -12,7 +12,6 @@ from tastemaker.errors import DataError
 from tastemaker.files import read_rankings, write_json, write_records
 from tastemaker.halves import first_turn
 from tastemaker.inputs import Inputs, Raters, fingerprints
-from tastemaker.intervals import Estimate
 from tastemaker.kept import Kept, digest
 from tastemaker.raters import calibrate_noise, noiseless_utilities
 from tastemaker.records import Prompt, Ranking, messages_hash
@@ -108,11 +107,8 @@ def _collect(round_: Round, config: ComparisonsConfig, inputs: Inputs) -> Work:
                 overlap=overlap,
             )
             write_records(folder / f"{name}.jsonl", collected[name])
-        found = {
-            "noise": noise if raters.simulated else None,
-            "training": _agreement(collected["validation"]),
-            "held_out": _agreement(collected["held-out"]),
-        }
+        found: dict[str, Any] = {"noise": noise if raters.simulated else None}
+        found |= _agreement(collected["validation"], collected["held-out"])
         write_json(folder / "raters.json", found)
 
     return work
@@ -129,13 +125,12 @@ def _noise(round_: Round, raters: Raters, drawn: list[Candidates]) -> float:
     return calibrate_noise(noiseless_utilities(panel.simulated, chosen), target=simulation.agreement, lapse=lapse)
 
 
-def _agreement(rankings: list[Ranking]) -> dict[str, Any]:
-    measured = agreement.ranking_agreement(rankings)
+def _agreement(training: list[Ranking], held_out: list[Ranking]) -> dict[str, Any]:
+    """Each group with itself, and the training raters with the held-out raters, on the same responses."""
+    names = {ranking.author.rater for ranking in training if ranking.author.rater is not None}
+    both = agreement.pairwise_answers([*training, *held_out])
     return {
-        name: value.to_json() if isinstance(value, Estimate) else {"undefined": value.reason}
-        for name, value in (
-            ("ties_excluded", measured.ties_excluded),
-            ("tie_is_a_class", measured.tie_is_a_class),
-            ("tie_is_half", measured.tie_is_half),
-        )
+        "training": agreement.agreement_within(agreement.pairwise_answers(training)).to_json(),
+        "held_out": agreement.agreement_within(agreement.pairwise_answers(held_out)).to_json(),
+        "training_against_held_out": agreement.agreement_between(both, names).to_json(),
     }

@@ -36,7 +36,8 @@ from tastemaker.stages.evaluation import (
     tabulate,
 )
 from tastemaker.stages.evaluation.contestants import reference_logprobs, respond
-from tastemaker.stages.evaluation.judging import rate
+from tastemaker.stages.evaluation.judging import SAME_TEXT, rate
+from tastemaker.stages.evaluation.measures import judges_agreement
 from tastemaker.statistics import best_of_n_kl
 from tastemaker.store import LabelService
 
@@ -169,6 +170,27 @@ def test_every_group_of_judges_answers_for_itself(service: LabelService) -> None
         ("training", "training"),
     }
     assert len(judged) == 2 * 61
+
+
+def test_judges_agreement_leaves_out_what_nobody_was_asked() -> None:
+    def row(number: int, preference: float, rater: str, judge: str) -> Judged:
+        rest = {"a": "policy", "b": "base", "decoding": "T=1", "length_a": 1, "length_b": 1}
+        return Judged(prompt=PROMPTS[number], preference=preference, rater=rater, judge=judge, **rest)  # type: ignore[arg-type]
+
+    rows = [row(0, 1.0, "h1", "held-out"), row(1, 0.0, "h2", "held-out"), row(2, 1.0, "h1", "held-out")]
+    rows += [row(3, 0.5, SAME_TEXT, "held-out"), row(3, 0.5, SAME_TEXT, "training")]
+    assert judges_agreement(rows) == {}, "each comparison has one judge"
+    rows += [row(0, 1.0, "t1", "training"), row(1, 1.0, "t1", "training"), row(2, 0.5, "t2", "training")]
+    found = judges_agreement(rows)
+    assert list(found) == ["training_against_held_out"]
+    across = found["training_against_held_out"]
+    assert (across["ties_excluded"]["value"], across["ties_excluded"]["n"]) == (0.5, 2)
+    assert (across["tie_is_half"]["value"], across["tie_is_half"]["n"]) == (0.5, 3)
+    assert (across["raters"], across["other_raters"]) == (2, 2)
+    again = judges_agreement([*rows, row(0, 1.0, "h2", "held-out")])
+    assert again["held_out"]["tie_is_a_class"]["value"] == 1
+    assert again["held_out"]["raters"] == 2
+    assert "alpha" in again["held_out"]
 
 
 def test_people_are_asked_and_waited_for(service: LabelService) -> None:

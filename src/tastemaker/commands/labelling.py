@@ -36,6 +36,7 @@ def invite(store: Store, roles: Sequence[str], group: str | None, origins: Seque
     """Print a link by which one person makes an account."""
     from tastemaker.labelling.serve import invitation_link
     from tastemaker.labelling.settings import LabellingSettings
+    from tastemaker.store import LabelService
     from tastemaker.store.access import AccessService
     from tastemaker.store.audit import COMMAND_LINE
 
@@ -43,6 +44,9 @@ def invite(store: Store, roles: Sequence[str], group: str | None, origins: Seque
     invited = AccessService(store).invite(roles, rater_group=group, actor=COMMAND_LINE)
     print(invitation_link(invited.token, origin))
     say(f"Good once, for a week: an account as {', '.join(sorted(invited.roles))}.")
+    waiting = sorted({study.rater_group for study in LabelService(store).studies()})
+    if group is not None and waiting and group not in waiting:
+        say(f"Nothing is asked of group {group!r} so far; what there is to answer is for {' and '.join(waiting)}.")
 
 
 def _without_password(database: str) -> str:

@@ -18,6 +18,7 @@ from tastemaker.files import atomic_write
 from tastemaker.report import curves, sections, winners
 from tastemaker.report.distance import distance
 from tastemaker.report.families import Inks
+from tastemaker.report.learned import learned
 from tastemaker.report.reading import read_run
 from tastemaker.report.run import Run
 from tastemaker.report.svg import style_sheet
@@ -68,7 +69,7 @@ def render(run: Run) -> str:
         "claims": sections.claim_rows(run.results.claims),
         "models": sections.model_table(run, inks),
         "categories": winners.category_panels(run.results.models, inks, baseline=run.setting.baseline),
-        "learned": sections.learned(run, inks),
+        "learned": learned(run, inks),
         "courses": curves.courses(run, inks),
         "distance": distance(run, inks),
         "examples": sections.examples(run.samples, inks),

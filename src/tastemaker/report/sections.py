@@ -1,4 +1,4 @@
-"""The remaining sections of a report: the flow, the claims, agreement, the models in numbers, samples, cost, lineage.
+"""The remaining sections of a report: the flow, the claims, the models in numbers, samples, cost, lineage.
 
 Each function gives what its template shows, or nothing where the run has nothing.
 """
@@ -12,14 +12,9 @@ from dataclasses import dataclass
 from markupsafe import Markup
 
 from tastemaker.report.charts import (
-    Bin,
-    Row,
     Stop,
     bar_chart,
-    calibration_chart,
     flow_chart,
-    whisker_axis,
-    whisker_chart,
 )
 from tastemaker.report.families import Inks
 from tastemaker.report.fields import Measured
@@ -27,7 +22,6 @@ from tastemaker.report.run import (
     FLAG,
     RECORDS,
     STAGES,
-    CalibrationBin,
     Check,
     Claim,
     Model,
@@ -49,18 +43,12 @@ from tastemaker.report.words import (
     number_with_interval,
     percent,
     percent_range,
-    percent_with_interval,
     plain,
-    rater_words,
     value_and_interval,
 )
 
 STAGE_NAMES = ("Prompts", "Demonstrations", "SFT", "Comparisons", "Reward model", "Policy", "Evaluation")
 VARIANTS = {STAGES[2]: ("model", "models"), STAGES[4]: ("model", "models"), STAGES[5]: ("policy", "policies")}
-TIES_ASIDE = "ties_excluded"  # ends the name of an agreement that leaves ties aside
-TIE_RULES = {"tie_is_a_class": "a tie agrees with a tie alone", "tie_is_half": "a tie counts half"}
-# Coefficients corrected for chance are not shares of agreement, and have no place on the 50 % axis.
-CORRECTED_FOR_CHANCE = ("alpha", "kappa", "ac1", "ac2")
 SHARE_METRICS = frozenset({"eos_rate", "truncated_rate", "win_rate"})
 MODEL_METRICS = {
     "gold": "Gold score",
@@ -109,15 +97,6 @@ class ClaimRow:
     statement: str
     verdict: str
     checks: tuple[CheckRow, ...]
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Learned:
-    """Agreement of raters and reward models with raters, and what a predicted probability is worth."""
-
-    ladder: Markup | None
-    calibrations: tuple[Markup, ...]
-    others: tuple[tuple[str, str], ...]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -257,80 +236,6 @@ def _check_row(check: Check) -> CheckRow:
         return CheckRow(what=check.description, value="", bound="", verdict=VERDICTS[check.holds])
     value = number_with_interval(check.measured)
     return CheckRow(what=what, value=value, bound=bound, verdict=VERDICTS[check.holds])
-
-
-def learned(run: Run, inks: Inks) -> Learned | None:
-    """How often choices agree, and what the reward model's probabilities mean."""
-    shares, others = _split_agreement(run.results.agreement)
-    rows = [Row(label=label, ink="f-raters v0", value=value) for label, value in shares]
-    rewards = [(folder, folder.reward) for folder in run.of_stage(STAGES[4]) if folder.reward]
-    calibrations = []
-    for folder, reward in rewards:
-        name, ink = _reward_name(folder, len(rewards)), inks.of(folder.variant or "reward", "reward")
-        known = ((reward.accuracy, "known raters"), (reward.held_out, "new raters"))
-        rows += [Row(label=f"{name}, {whose}", ink=ink, value=value) for value, whose in known if value]
-        if reward.calibration:
-            calibrations.append(_calibration(f"{name}: calibration", reward.calibration, ink))
-    if not (rows or calibrations or others):
-        return None
-    ladder = None
-    if rows:
-        ladder = whisker_chart(
-            rows,
-            title="Agreement on which response is better",
-            description="; ".join(f"{row.label}: {percent_with_interval(row.value)}" for row in rows) + ".",
-            unit="ties aside",
-            middle="chance",
-            axis=whisker_axis(rows, widest_label=196),
-        )
-    return Learned(ladder=ladder, calibrations=tuple(calibrations), others=tuple(others))
-
-
-def _split_agreement(
-    agreement: Mapping[str, Measured | str],
-) -> tuple[list[tuple[str, Measured]], list[tuple[str, str]]]:
-    """The shares that can stand beside a reward model's accuracy, which leaves ties aside; and all the rest."""
-    are_split = any(name.endswith(TIES_ASIDE) for name in agreement)
-    shares: list[tuple[str, Measured]] = []
-    others: list[tuple[str, str]] = []
-    for name, value in agreement.items():
-        comparable = name.endswith(TIES_ASIDE) or not are_split
-        if comparable and isinstance(value, Measured) and _is_share_of_agreement(name, value):
-            group = name.removesuffix(TIES_ASIDE).removesuffix(" · ")
-            shares.append((capitalised(rater_words(group)), value))
-        else:
-            others.append((_agreement_title(name), value if isinstance(value, str) else number_with_interval(value)))
-    return shares, others
-
-
-def _agreement_title(name: str) -> str:
-    if name == "noise":
-        return "Noise of the simulated raters"
-    group, _, rule = name.rpartition(" · ")
-    if rule in TIE_RULES:
-        return f"{capitalised(rater_words(group))}, {TIE_RULES[rule]}"
-    return capitalised(plain(name))
-
-
-def _calibration(title: str, bins: Sequence[CalibrationBin], ink: str) -> Markup:
-    pairs = sum(one.observed.n or 0 for one in bins)
-    told = (f"predicted {percent(one.predicted)}, observed {percent_with_interval(one.observed)}" for one in bins)
-    return calibration_chart(
-        [Bin(predicted=one.predicted, observed=one.observed, share=(one.observed.n or 0) / pairs) for one in bins],
-        title=title,
-        description="; ".join(told) + ".",
-        ink=ink,
-    )
-
-
-def _reward_name(folder: StageFolder, count: int) -> str:
-    return f"RM {folder.variant}" if folder.variant and count > 1 else "Reward model"
-
-
-def _is_share_of_agreement(name: str, value: Measured) -> bool:
-    return (
-        value.has_interval and 0 <= value.value <= 1 and not any(sign in name.lower() for sign in CORRECTED_FOR_CHANCE)
-    )
 
 
 def model_table(run: Run, inks: Inks) -> ModelTable | None:

@@ -30,6 +30,7 @@ EVALUATION_GUIDELINE = Guideline(
     ),
 )
 SEPARATOR = " | "  # between the parts of an item's key
+SAME_TEXT = "same text"  # the rater of two responses of one text, about which nobody is asked
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -177,7 +178,7 @@ def judge(
     for answer in answers:
         key, a, b, name = answer.key.rsplit(SEPARATOR, 3)  # a prompt's key is a user's, and may hold anything
         judged.append(as_judged(a, b, name, by_key[key], answer.preference, answer.rater))
-    return judged + [as_judged(*tie, 0.5, "same text") for tie in ties]
+    return judged + [as_judged(*tie, 0.5, SAME_TEXT) for tie in ties]
 
 
 def rate(

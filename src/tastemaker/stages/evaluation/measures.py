@@ -13,12 +13,13 @@ from typing import Any, TypeVar
 
 import numpy as np
 
+from tastemaker.agreement import Answers, agreement_between, agreement_within, comparison_answers
 from tastemaker.errors import ConfigError, DataError
 from tastemaker.intervals import Estimate, Floats, Interval, bootstrap_interval, mean_ci
 from tastemaker.records import Prompt
 from tastemaker.stages.evaluation.claims import Check
 from tastemaker.stages.evaluation.contestants import Responses, Sampled, finished_rate
-from tastemaker.stages.evaluation.judging import EvaluationConfig, Judged
+from tastemaker.stages.evaluation.judging import SAME_TEXT, EvaluationConfig, Judged
 from tastemaker.statistics import distinct_n, length_controlled_win_rate, win_rate
 from tastemaker.store.tasks import Rating
 
@@ -183,8 +184,33 @@ def controlled(rows: Sequence[Judged]) -> Estimate:
 
 
 def tabulate(tables: Tables) -> dict[str, Any]:
-    """What `results.json` holds of an evaluation: `comparisons` and `models`."""
-    return {"comparisons": list(_comparisons(tables)), "models": _models(tables)}
+    """What `results.json` holds of an evaluation: `comparisons`, `models` and the judges' `agreement`."""
+    return {
+        "comparisons": list(_comparisons(tables)),
+        "models": _models(tables),
+        "agreement": judges_agreement(tables.judged),
+    }
+
+
+def judges_agreement(judged: Sequence[Judged]) -> dict[str, Any]:
+    """How far judges agree on the comparisons that several of them made: each group, and the first with the second.
+
+    Nothing is said of those who share no comparison, as judges of one group do where each comparison has one of them.
+    """
+    asked = [row for row in judged if row.rater != SAME_TEXT]
+
+    def answers(rows: Sequence[Judged]) -> Answers:
+        return comparison_answers(
+            ((row.prompt.key, row.a, row.b, row.decoding), row.prompt.key, row.rater, row.preference) for row in rows
+        )
+
+    names = {group: {row.rater for row in asked if row.judge == group} for group in ("training", "held-out")}
+    found = {
+        group.replace("-", "_"): agreement_within(answers([row for row in asked if row.judge == group]))
+        for group in names
+    }
+    found["training_against_held_out"] = agreement_between(answers(asked), names["training"])
+    return {name: row.to_json() for name, row in found.items() if row.raters}
 
 
 def _comparisons(tables: Tables) -> Iterable[dict[str, Any]]:
