@@ -293,6 +293,21 @@ CASES = {
         says="demonstrations.jsonl: there is no such file",
         files={"r.toml": RECIPE, "prompts.jsonl": [PROMPT]},
     ),
+    "a run whose guideline is not there": Case(
+        command=f"{RUN} --guidelines.training rules.md",
+        says="rules.md: the guideline cannot be read (No such file or directory); give a text or Markdown file.",
+        files={"r.toml": RECIPE, "prompts.jsonl": [PROMPT], "demonstrations.jsonl": [DEMONSTRATION]},
+    ),
+    "a guideline without words": Case(
+        command=f"{RUN} --guidelines.evaluation rules.md",
+        says="rules.md: the guideline is empty; write what raters are to do.",
+        files={
+            "r.toml": RECIPE,
+            "prompts.jsonl": [PROMPT],
+            "demonstrations.jsonl": [DEMONSTRATION],
+            "rules.md": "\n \n",
+        },
+    ),
     "a run whose reward is no function": Case(
         command=RUN,
         says="'user_rewards:not_a_function' is not a function",

@@ -18,6 +18,7 @@ from tastemaker.files import read_demonstrations, read_rankings, write_records
 from tastemaker.recipe import Recipe
 from tastemaker.records import Message, Prompt
 from tastemaker.round import Round
+from tastemaker.store.desk import Desk
 from tastemaker.store.tasks import Answer, ComparisonAnswer, DemonstrationAnswer, RankingAnswer, Task
 from tastemaker.tinyworld import study
 
@@ -377,6 +378,26 @@ def test_a_run_that_waits_says_who_is_let_in_and_how(people: People) -> None:
     assert "Each task is for 2 different raters." in twice
     assert f"{invite} --origin https://labels.example.org`" in twice
     assert "--origin" not in said(address="the room on the left")
+
+
+def test_raters_read_the_guideline_of_the_user(people: People, tmp_path: Path) -> None:
+    """Beside every task of its purpose; another text asks anew, since answers belong to what was read."""
+    ours = tmp_path / "our rules.md"
+    ours.write_text("Be *kind*.\n")
+    given = {"guidelines": {"training": str(ours)}}
+    assert people.waits("demonstrations", **given) == 2
+    demonstrations = people.tasks(submit=True)
+    assert {task.guideline_version.rpartition("-")[0] for task in demonstrations} == {"our rules"}
+    with Round(from_mapping(Recipe, people.recipe, where="test"), people.out) as round_:
+        (version,) = {task.guideline_version for task in demonstrations}
+        assert Desk(round_.store).guideline("person of training", version).text == "Be *kind*."
+    assert people.waits("demonstrations", **given) == 0
+    assert people.waits("comparisons", **given) == 2
+    rankings = people.tasks(submit=False)
+    assert {task.guideline_version for task in rankings} == {version}
+    ours.write_text("Be *very* kind.\n")
+    assert people.waits("demonstrations", **given) == 2
+    assert people.waits("demonstrations", guidelines={"evaluation": str(ours)}) == 2, "nobody answered under the paper's"
 
 
 def edit(path: Path, change: Any) -> None:

@@ -28,6 +28,7 @@ from tastemaker.console import say
 from tastemaker.errors import ConfigError
 from tastemaker.files import read_demonstrations, read_prompts, read_rankings, read_texts
 from tastemaker.functions import is_function_path, load_function
+from tastemaker.guidelines import GUIDELINES
 from tastemaker.kept import digest
 from tastemaker.panel import Panel
 from tastemaker.personal_data import without_personal_data
@@ -35,6 +36,7 @@ from tastemaker.raters import SimulatedRater
 from tastemaker.recipe import Recipe, start_model
 from tastemaker.records import Demonstration, Prompt, Ranking, Text
 from tastemaker.scoring import FunctionScorer, ModelScorer, Scorer
+from tastemaker.store.tasks import Guideline, Purpose
 
 Loaded = TypeVar("Loaded")
 Record = TypeVar("Record")
@@ -144,6 +146,13 @@ class Inputs:
             people = {"simulation": to_json(self._recipe.simulation), "seed": self._recipe.seed}
         self.setting("people", people)
         return Raters(self._recipe, self.known["people"], self._database())
+
+    def guideline(self, purpose: Purpose) -> Guideline:
+        """What raters read beside the tasks of this stage."""
+        guideline = self._recipe.guidelines.guideline(purpose)
+        if guideline is not GUIDELINES[purpose]:
+            self.setting("guideline", guideline.version)
+        return guideline
 
     def _database(self) -> str:
         """The label store, as commands name it. A database's URL may hold a password, and is not repeated."""

@@ -6,6 +6,7 @@ A run may take days; a mistyped path in its last section must not be found at it
 from __future__ import annotations
 
 from pathlib import Path
+from typing import get_args
 
 from tastemaker.checkpoint import resolve_source
 from tastemaker.errors import ConfigError, DataError, ModelError
@@ -13,6 +14,7 @@ from tastemaker.files import READERS
 from tastemaker.functions import is_function_path, load_function
 from tastemaker.recipe import Recipe
 from tastemaker.stages.ppo import PpoConfig
+from tastemaker.store.tasks import Purpose
 
 LOCAL = (".", "/", "~")  # a path that begins so is no name on the hub
 
@@ -32,6 +34,8 @@ def check(recipe: Recipe) -> None:
             _check_function(source.partition("?")[0])
         elif Path(source).suffix in READERS and not Path(source).exists():
             raise DataError("there is no such file.", path=source)
+    for purpose in get_args(Purpose):
+        recipe.guidelines.guideline(purpose)
     for function in _functions(recipe):
         _check_function(function)
 

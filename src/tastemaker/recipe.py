@@ -15,6 +15,7 @@ from typing import Literal
 
 from tastemaker.config import nearest
 from tastemaker.errors import ConfigError
+from tastemaker.guidelines import GuidelinesConfig
 from tastemaker.ranges import check_range, check_seed_and_threads
 from tastemaker.stages.comparisons import ComparisonsConfig
 from tastemaker.stages.demonstrations import DemonstrationsConfig
@@ -100,6 +101,8 @@ class Recipe:
     """Where people answer; printed while answers are missing (None: the command that serves the pages)."""
     simulation: SimulationConfig | None = None
     """Who simulated raters are."""
+    guidelines: GuidelinesConfig = GuidelinesConfig()
+    """What raters read beside their tasks."""
     text: TextConfig | None = None
     """Pretraining text."""
     demonstrations: DemonstrationsConfig = DemonstrationsConfig()

@@ -29,7 +29,6 @@ from tastemaker.recipe import Recipe
 from tastemaker.records import Demonstration, Prompt
 from tastemaker.responses import DecodingConfig, leaving_room, sample_responses
 from tastemaker.stages import demonstrations, dpo, ppo, prompts, reward, sft
-from tastemaker.stages.demonstrations import TRAINING_GUIDELINE
 from tastemaker.store import LabelService, Store
 
 Work = Callable[[Path], None]
@@ -269,7 +268,7 @@ class Round:
         return work
 
     def _collect_demonstrations(self, inputs: Inputs) -> Work:
-        config, raters = self.recipe.demonstrations, inputs.raters()
+        config, raters, guideline = self.recipe.demonstrations, inputs.raters(), inputs.guideline("training")
         splits = [
             ("train", config.train, inputs.prompts("train")),
             ("validation", config.validation, inputs.prompts("validation")),
@@ -279,10 +278,10 @@ class Round:
             collected = {}
             for split, count, asked in splits:
                 shape = {"prompts": asked.fingerprint, "people": raters.fingerprint}
-                shape["guideline"] = TRAINING_GUIDELINE.version
+                shape["guideline"] = guideline.version
                 study, panel = self.study(f"demonstrations/{split}", shape), raters.panel("training")
                 collected[split] = demonstrations.collect_demonstrations(
-                    self.service, asked.load()[:count], panel, study=study
+                    self.service, asked.load()[:count], panel, study=study, guideline=guideline
                 )
             for split, rows in collected.items():
                 write_records(folder / f"{split}.jsonl", rows)

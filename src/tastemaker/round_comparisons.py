@@ -22,7 +22,6 @@ from tastemaker.stages.comparisons import (
     kept_candidates,
     sample_candidates,
 )
-from tastemaker.stages.demonstrations import TRAINING_GUIDELINE
 
 if TYPE_CHECKING:
     from tastemaker.round import Round, Work
@@ -78,7 +77,7 @@ def _sort(source: str, inputs: Inputs) -> Work:
 def _collect(round_: Round, config: ComparisonsConfig, inputs: Inputs) -> Work:
     models = {name: inputs.model(name, selected=False) for name in config.sources}
     asked = {split: inputs.prompts(split) for split in ("train", "validation")}
-    raters, seed = inputs.raters(), inputs.seed()
+    raters, guideline, seed = inputs.raters(), inputs.guideline("training"), inputs.seed()
     shape = config.shape() | {"models": fingerprints(models), "seed": seed}
 
     def draw(prompts: Sequence[Prompt]) -> list[Candidates]:
@@ -97,13 +96,13 @@ def _collect(round_: Round, config: ComparisonsConfig, inputs: Inputs) -> Work:
             ("held-out", "validation", "held-out", config.validation_overlap),
         ):
             question = shape | {"prompts": asked[split].fingerprint, "overlap": overlap, "noise": noise}
-            question |= {"people": raters.fingerprint, "guideline": TRAINING_GUIDELINE.version}
+            question |= {"people": raters.fingerprint, "guideline": guideline.version}
             collected[name] = collect_rankings(
                 round_.service,
                 drawn[split],
                 raters.panel(group, noise=noise),
                 study=round_.study(f"comparisons/{name}", question),
-                guideline=TRAINING_GUIDELINE,
+                guideline=guideline,
                 overlap=overlap,
             )
             write_records(folder / f"{name}.jsonl", collected[name])

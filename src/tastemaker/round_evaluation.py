@@ -29,7 +29,7 @@ from tastemaker.stages.evaluation import (
     judge_claims,
     tabulate,
 )
-from tastemaker.stages.evaluation.judging import EVALUATION_GUIDELINE, rate
+from tastemaker.stages.evaluation.judging import rate
 from tastemaker.stages.ppo import PpoConfig
 from tastemaker.store.tasks import Rating
 
@@ -134,7 +134,7 @@ class _Evaluation:
                 self._own[name] = inputs.scorer(policy.reward)
         self._reward = {name: inputs.json(f"5-reward/{name}/results.json") for name in round_.recipe.reward}
         self._pairs = {name: inputs.lines(f"5-reward/{name}/pairs.jsonl") for name in round_.recipe.reward}
-        self._raters = inputs.raters()
+        self._raters, self._guideline = inputs.raters(), inputs.guideline("evaluation")
         comparisons = round_.recipe.comparisons
         collected = comparisons is not None and comparisons.source is None
         self._noise = inputs.json("4-comparisons/raters.json") if collected and self._raters.simulated else None
@@ -150,7 +150,13 @@ class _Evaluation:
         judged: list[Judged] = []
         for panel in self._panels(responses):
             judged += judge(
-                self.round.service, self.prompts, responses, self.config, panel, study=self._study(panel.group)
+                self.round.service,
+                self.prompts,
+                responses,
+                self.config,
+                panel,
+                study=self._study(panel.group),
+                guideline=self._guideline,
             )
         tables = Tables(
             config=self.config,
@@ -214,7 +220,7 @@ class _Evaluation:
             "prompts": self._test.fingerprint,
             "people": self._raters.fingerprint,
             "noise": self._raters_noise(),
-            "guideline": EVALUATION_GUIDELINE.version,
+            "guideline": self._guideline.version,
         }
 
     def _raters_noise(self) -> float:
@@ -273,7 +279,14 @@ class _Evaluation:
         study = self.round.study("evaluation/ratings", shape | {"rated": list(self.config.rated)})
         panel = self._raters.panel("held-out", noise=self._raters_noise())
         return rate(
-            self.round.service, self.prompts, responses, self.config, panel, decoding=decoding.name, study=study
+            self.round.service,
+            self.prompts,
+            responses,
+            self.config,
+            panel,
+            decoding=decoding.name,
+            study=study,
+            guideline=self._guideline,
         )
 
     def _response_rows(self, responses: Responses) -> Iterable[dict[str, Any]]:

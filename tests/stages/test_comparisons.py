@@ -12,6 +12,7 @@ from tests.stages.conftest import by_length, prompt
 from tastemaker.checkpoint import load_policy
 from tastemaker.config import from_mapping
 from tastemaker.errors import AnswersMissing, ConfigError
+from tastemaker.guidelines import GUIDELINES
 from tastemaker.kept import Kept
 from tastemaker.panel import Panel
 from tastemaker.raters import RaterProfile, SimulatedRater
@@ -24,10 +25,11 @@ from tastemaker.stages.comparisons import (
     kept_candidates,
     sample_candidates,
 )
-from tastemaker.stages.demonstrations import TRAINING_GUIDELINE, collect_demonstrations
+from tastemaker.stages.demonstrations import collect_demonstrations
 from tastemaker.store import LabelService
 from tastemaker.store.tasks import DemonstrationAnswer
 
+TRAINING = GUIDELINES["training"]
 PROMPTS = [prompt(f"w{number} w{number + 1}") for number in range(5, 12)]
 
 
@@ -80,26 +82,26 @@ def test_rankings_come_back_with_ties_and_their_rater(service: LabelService) -> 
         Candidates(prompt=one, responses=tuple(Response(text=text) for text in texts), sources=("sft/a",) * 4)
         for one in PROMPTS
     ]
-    found = collect_rankings(service, drawn, panel(), study="s", guideline=TRAINING_GUIDELINE, overlap=2)
+    found = collect_rankings(service, drawn, panel(), study="s", guideline=TRAINING, overlap=2)
     assert len(found) == 2 * len(PROMPTS)
     for ranking in found:
         assert [response.text for response in ranking.responses] == texts
         assert ranking.order == ((2,), (0, 3), (1,))
         assert ranking.author.origin == "simulated"
-        assert ranking.author.guideline_version == TRAINING_GUIDELINE.version
+        assert ranking.author.guideline_version == TRAINING.version
     for first, second in zip(found[::2], found[1::2], strict=True):
         assert first.prompt == second.prompt
         assert first.author.rater != second.author.rater
     assert len({ranking.author.rater for ranking in found}) == 3
-    again = collect_rankings(service, drawn, panel(), study="s", guideline=TRAINING_GUIDELINE, overlap=2)
+    again = collect_rankings(service, drawn, panel(), study="s", guideline=TRAINING, overlap=2)
     assert again == found, "nothing is asked twice"
 
 
 def test_answers_are_of_what_is_asked_now_in_its_order(service: LabelService) -> None:
     """A study keeps what was asked once; five prompts, then three of them, the other way round."""
-    everyone = collect_demonstrations(service, PROMPTS[:5], panel(), study="d")
+    everyone = collect_demonstrations(service, PROMPTS[:5], panel(), study="d", guideline=TRAINING)
     fewer = list(reversed(PROMPTS[:3]))
-    found = collect_demonstrations(service, fewer, panel(), study="d")
+    found = collect_demonstrations(service, fewer, panel(), study="d", guideline=TRAINING)
     assert [one.prompt.key for one in found] == [one.key for one in fewer]
     assert found == list(reversed(everyone[:3]))
 
@@ -107,14 +109,14 @@ def test_answers_are_of_what_is_asked_now_in_its_order(service: LabelService) ->
 def test_people_are_waited_for_only_where_it_matters_now(service: LabelService) -> None:
     people = Panel(group="training", address="here")
     with pytest.raises(AnswersMissing) as waiting:
-        collect_demonstrations(service, PROMPTS[:5], people, study="d")
+        collect_demonstrations(service, PROMPTS[:5], people, study="d", guideline=TRAINING)
     assert waiting.value.missing == 5
     service.add_rater("ann", group="training", origin="human")
     for task in service.claim("d", "ann", limit=2):
         service.submit(task.id, task.token, DemonstrationAnswer("so"))
-    assert len(collect_demonstrations(service, PROMPTS[:2], people, study="d")) == 2
+    assert len(collect_demonstrations(service, PROMPTS[:2], people, study="d", guideline=TRAINING)) == 2
     with pytest.raises(AnswersMissing) as waiting:
-        collect_demonstrations(service, PROMPTS[:3], people, study="d")
+        collect_demonstrations(service, PROMPTS[:3], people, study="d", guideline=TRAINING)
     assert waiting.value.missing == 1
 
 
@@ -148,7 +150,7 @@ def test_what_ready_rankings_would_ignore_is_refused(more: dict[str, object]) ->
 
 
 def test_every_prompt_gets_one_demonstration(service: LabelService) -> None:
-    found = collect_demonstrations(service, PROMPTS, panel(), study="d")
+    found = collect_demonstrations(service, PROMPTS, panel(), study="d", guideline=TRAINING)
     assert [(one.prompt.messages, one.response) for one in found] == [
         (one.messages, f"so {one.messages[-1].content}") for one in PROMPTS
     ]

@@ -15,6 +15,7 @@ from tests.stages.conftest import by_length, demonstration, prompt
 from tastemaker.checkpoint import load_policy
 from tastemaker.config import from_mapping
 from tastemaker.errors import AnswersMissing, DataError
+from tastemaker.guidelines import GUIDELINES
 from tastemaker.intervals import Estimate, Interval
 from tastemaker.packing import pack
 from tastemaker.panel import Panel
@@ -41,6 +42,7 @@ from tastemaker.stages.evaluation.measures import judges_agreement
 from tastemaker.statistics import best_of_n_kl
 from tastemaker.store import LabelService
 
+GUIDELINE = GUIDELINES["evaluation"]
 PROMPTS = [prompt(f"question {number}") for number in range(61)]
 LAWS = [DecodingConfig(greedy=True), DecodingConfig()]
 
@@ -105,7 +107,7 @@ def holds(judged: Sequence[Judged], responses: Any, settings: EvaluationConfig |
 
 def test_a_claim_holds_where_the_judges_say_so(service: LabelService) -> None:
     responses = {("policy", "T=1"): LONG, ("base", "T=1"): SHORT}
-    judged = judge(service, PROMPTS, responses, config(), panel(), study="s")
+    judged = judge(service, PROMPTS, responses, config(), panel(), study="s", guideline=GUIDELINE)
     assert [row.preference for row in judged] == [1.0] * 61
     assert {(row.length_a, row.length_b) for row in judged} == {(4, 2)}
     assert holds(judged, responses)
@@ -113,7 +115,7 @@ def test_a_claim_holds_where_the_judges_say_so(service: LabelService) -> None:
 
 def test_control_the_policy_replaced_by_the_base(service: LabelService) -> None:
     responses = {("policy", "T=1"): SHORT, ("base", "T=1"): SHORT}
-    judged = judge(service, PROMPTS, responses, config(), panel(), study="s")
+    judged = judge(service, PROMPTS, responses, config(), panel(), study="s", guideline=GUIDELINE)
     assert [(row.preference, row.rater) for row in judged] == [(0.5, "same text")] * 61
     assert service.progress("s").slots == 0, "nobody was asked"
     assert not holds(judged, responses)
@@ -123,19 +125,19 @@ def test_control_the_policy_replaced_by_one_as_good(service: LabelService) -> No
     other = sampled(lambda n: f"another long answer {n}" if n % 2 else f"short {n} x")
     equal = sampled(lambda n: f"another long answer {n}" if n % 2 == 0 else f"short {n} x")
     responses = {("policy", "T=1"): other, ("base", "T=1"): equal}
-    assert not holds(judge(service, PROMPTS, responses, config(), panel(), study="s"), responses)
+    assert not holds(judge(service, PROMPTS, responses, config(), panel(), study="s", guideline=GUIDELINE), responses)
 
 
 def test_control_judges_whose_answers_are_shuffled(service: LabelService) -> None:
     responses = {("policy", "T=1"): LONG, ("base", "T=1"): SHORT}
-    judged = judge(service, PROMPTS, responses, config(), panel(lapse=1.0), study="s")
+    judged = judge(service, PROMPTS, responses, config(), panel(lapse=1.0), study="s", guideline=GUIDELINE)
     assert {row.preference for row in judged} == {0.0, 1.0}
     assert not holds(judged, responses)
 
 
 def test_control_the_pair_the_other_way_round(service: LabelService) -> None:
     responses = {("policy", "T=1"): SHORT, ("base", "T=1"): LONG}
-    assert not holds(judge(service, PROMPTS, responses, config(), panel(), study="s"), responses)
+    assert not holds(judge(service, PROMPTS, responses, config(), panel(), study="s", guideline=GUIDELINE), responses)
 
 
 def test_each_comparison_is_shown_in_an_order_of_its_own(service: LabelService) -> None:
@@ -150,7 +152,13 @@ def test_each_comparison_is_shown_in_an_order_of_its_own(service: LabelService) 
     ]
     responses = {("policy", "T=1"): LONG, ("base", "T=1"): SHORT}
     judged = judge(
-        service, PROMPTS, responses, config(), Panel(group="held-out", address="", simulated=tuple(biased)), study="s"
+        service,
+        PROMPTS,
+        responses,
+        config(),
+        Panel(group="held-out", address="", simulated=tuple(biased)),
+        study="s",
+        guideline=GUIDELINE,
     )
     shown_first = [row.shown_first for row in service.comparisons("s")]
     assert set(shown_first) == {"policy", "base"}
@@ -163,7 +171,7 @@ def test_every_group_of_judges_answers_for_itself(service: LabelService) -> None
     judged = [
         row
         for group in ("held-out", "training")
-        for row in judge(service, PROMPTS, responses, config(), panel(group), study=f"s/{group}")
+        for row in judge(service, PROMPTS, responses, config(), panel(group), study=f"s/{group}", guideline=GUIDELINE)
     ]
     assert {(row.judge, row.rater.rpartition(" ")[0]) for row in judged} == {
         ("held-out", "held-out"),
@@ -201,22 +209,22 @@ def test_people_are_asked_and_waited_for(service: LabelService) -> None:
             AnswersMissing,
             match=r"61 comparison answers by held-out raters .* http://here",
         ):
-            judge(service, PROMPTS, responses, config(), people, study="s")
+            judge(service, PROMPTS, responses, config(), people, study="s", guideline=GUIDELINE)
         assert service.progress("s").slots == 61
 
 
 def test_a_prompts_key_may_hold_anything(service: LabelService) -> None:
     odd = [Prompt(messages=one.messages, about=type(one.about)(id=f"{n} | x | y | z")) for n, one in enumerate(PROMPTS)]
     responses = {("policy", "T=1"): LONG, ("base", "T=1"): SHORT}
-    judged = judge(service, odd, responses, config(), panel(), study="s")
+    judged = judge(service, odd, responses, config(), panel(), study="s", guideline=GUIDELINE)
     assert {row.prompt.key for row in judged} == {one.key for one in odd}
 
 
 def test_ratings_and_tables(service: LabelService) -> None:
     settings = config(rated=["policy", "base"], baseline="base", decodings=[{"greedy": True}, {}])
     responses = {(name, law): one for name, one in (("policy", LONG), ("base", SHORT)) for law in ("greedy", "T=1")}
-    judged = judge(service, PROMPTS, responses, settings, panel(), study="s")
-    ratings = rate(service, PROMPTS, responses, settings, panel(), decoding="T=1", study="r")
+    judged = judge(service, PROMPTS, responses, settings, panel(), study="s", guideline=GUIDELINE)
+    ratings = rate(service, PROMPTS, responses, settings, panel(), decoding="T=1", study="r", guideline=GUIDELINE)
     assert len(ratings) == 2 * 61
     tables = Tables(
         config=settings, prompts=PROMPTS, responses=responses, judged=judged, ratings=ratings, held_out_group="held-out"
@@ -239,9 +247,9 @@ def test_ratings_and_tables(service: LabelService) -> None:
 def test_answers_are_of_the_pairs_and_prompts_that_are_asked_now(service: LabelService) -> None:
     laws = config(decodings=[{"greedy": True}, {}])
     responses = {(name, law): one for name, one in (("policy", LONG), ("base", SHORT)) for law in ("greedy", "T=1")}
-    assert len(judge(service, PROMPTS, responses, laws, panel(), study="s")) == 2 * 61
+    assert len(judge(service, PROMPTS, responses, laws, panel(), study="s", guideline=GUIDELINE)) == 2 * 61
     sampled_alone = {who: one for who, one in responses.items() if who[1] == "T=1"}
-    judged = judge(service, PROMPTS[:7], sampled_alone, config(), panel(), study="s")
+    judged = judge(service, PROMPTS[:7], sampled_alone, config(), panel(), study="s", guideline=GUIDELINE)
     assert [(row.prompt.key, row.decoding) for row in judged] == [(one.key, "T=1") for one in PROMPTS[:7]]
 
 

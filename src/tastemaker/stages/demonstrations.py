@@ -11,15 +11,6 @@ from tastemaker.records import Demonstration, Prompt
 from tastemaker.store import LabelService
 from tastemaker.store.tasks import Guideline, NewItem, StudyConfig
 
-TRAINING_GUIDELINE = Guideline(
-    version="training-1",
-    text=(
-        "Helpfulness to the user comes first: follow the intention of the request, in clear language, without what was "
-        "not asked for. Then truthfulness: invent nothing, and correct a false premise. Then harmlessness: do not help "
-        "to hurt anyone."
-    ),
-)
-
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DemonstrationsConfig:
@@ -38,11 +29,11 @@ class DemonstrationsConfig:
 
 
 def collect_demonstrations(
-    service: LabelService, prompts: Sequence[Prompt], panel: Panel, *, study: str
+    service: LabelService, prompts: Sequence[Prompt], panel: Panel, *, study: str, guideline: Guideline
 ) -> list[Demonstration]:
     """One demonstration for each prompt, from the raters of `panel`."""
     config = StudyConfig(
-        name=study, kind="demonstration", purpose="training", rater_group=panel.group, guideline=TRAINING_GUIDELINE
+        name=study, kind="demonstration", purpose="training", rater_group=panel.group, guideline=guideline
     )
     items = [NewItem(key=prompt.key, prompt=prompt) for prompt in prompts]
     return collect(
