@@ -158,6 +158,8 @@ const guideline = document.querySelector("details[data-unfolds]");
 if (guideline) {
   const key = `guideline ${guideline.dataset.unfolds}`;
   const last = localStorage.getItem(key);
+  const remember = () => localStorage.setItem(key, guideline.open ? "open" : "folded");
   if (last !== null) guideline.open = last === "open";
-  guideline.addEventListener("toggle", () => localStorage.setItem(key, guideline.open ? "open" : "folded"));
+  else remember(); // a page may come unfolded, and whether that is a toggle that is still heard is chance
+  guideline.addEventListener("toggle", remember);
 }
