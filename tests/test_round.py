@@ -397,7 +397,9 @@ def test_raters_read_the_guideline_of_the_user(people: People, tmp_path: Path) -
     assert {task.guideline_version for task in rankings} == {version}
     ours.write_text("Be *very* kind.\n")
     assert people.waits("demonstrations", **given) == 2
-    assert people.waits("demonstrations", guidelines={"evaluation": str(ours)}) == 2, "nobody answered under the paper's"
+    assert people.waits("demonstrations", guidelines={"evaluation": str(ours)}) == 2, (
+        "nobody answered under the paper's"
+    )
 
 
 def edit(path: Path, change: Any) -> None:
