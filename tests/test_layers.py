@@ -16,8 +16,8 @@ PACKAGE = Path(tastemaker.__file__).parent
 # From the ground up; a module may import those of its own layer (no cycles) and of the layers below.
 LAYERS = (
     "errors ranges records shapes files config metrics artefacts console functions kept",
-    "intervals statistics agreement personal_data store raters panel guidelines tinyworld tokenizer library_text sources "
-    "halves",
+    "intervals statistics agreement personal_data store raters panel guidelines tinyworld tokenizer sources halves "
+    "library_text",
     "losses clipping packing attention model shared_value lora checkpoint parallel",
     "generation training corpus scoring responses",
     "stages",
