@@ -43,8 +43,8 @@ def test_recorded_losses_are_reproduced_and_the_large_base_is_the_better_languag
     for name in NAMES:  # the sample is small and packed otherwise than the recorded one
         assert measured[name] == pytest.approx(recorded[name]["heldout_loss"], abs=0.06)
     # Most of the loss is chance that nothing can predict, so a better model is better by little.
-    assert measured["base-large"] < measured["base-small"] - 0.005
-    assert recorded["base-large"]["heldout_loss"] < recorded["base-small"]["heldout_loss"] - 0.01
+    assert measured["base-large"] < measured["base-small"] - 0.015
+    assert recorded["base-large"]["heldout_loss"] < recorded["base-small"]["heldout_loss"] - 0.02
 
 
 def test_the_large_base_has_ten_times_the_parameters_and_both_are_small_files(
