@@ -15,12 +15,14 @@ from fastapi import FastAPI
 from fastapi.routing import APIRoute
 from tests.labelling.conftest import ORIGIN, PASSWORD, Browser
 from tests.labelling.lead import LEAD, RANKING, ROLES, Fields, fill, open_accounts, send, signed_in, upload
-from tests.store.conftest import Clock
+from tests.store.conftest import Clock, Make
+from tests.store.people import work
 
 from tastemaker.labelling import pages_figures, pages_people, pages_records, pages_review, pages_studies
 from tastemaker.labelling.web import Services
 from tastemaker.store import Store
 from tastemaker.store.audit import COMMAND_LINE
+from tastemaker.store.importing import GoldItem
 from tastemaker.store.tasks import ComparisonAnswer, OutputRating, RankingAnswer, RatingAnswer
 
 LEADS = {"lead", "admin"}
@@ -44,6 +46,7 @@ TABLE = {
     ("GET", "/figures"): LEADS | {"researcher"},
     ("GET", "/figures/rater"): LEADS,
     ("GET", "/screening"): LEADS,
+    ("POST", "/screening/cut-offs"): LEADS,
     ("POST", "/screening/decide"): LEADS,
     ("POST", "/screening/grade"): LEADS,
     ("GET", "/adjudication"): LEADS | {"adjudicator"},
@@ -399,6 +402,78 @@ def test_screening_from_grade_to_decision(lead: Browser, services: Services) -> 
     assert decision is not None
     assert (decision.passed, decision.by, decision.reason) == (True, "lea", "on second thought")
     assert send(lead, "/screening/decide", rater="nobody", passed="yes", reason="r").status_code == 404
+
+
+def test_cut_offs_are_set_and_hold(lead: Browser, services: Services) -> None:
+    def fields() -> dict[str, str]:
+        """What the form holds."""
+        shown = lead.get("/screening").text.partition('action="/screening/cut-offs"')[2].partition("</form>")[0]
+        return dict(re.findall(r'name="(flags|rankings|demonstrations)" type="text" value="([^"]*)"', shown))
+
+    (waiting,) = services.screening.to_grade()
+    services.screening.grade(waiting.answer, 5, actor=LEAD)
+    page = lead.get("/screening").text
+    assert "At least 75 % of flags as known, 75 % of rankings as known, a mean grade of 6 of 7." in page
+    assert "the paper's cut-offs" in page
+    assert "below demonstrations" in page
+    assert fields() == {"flags": "75", "rankings": "75", "demonstrations": "6"}
+
+    typed: Fields = {
+        "group": "team",
+        "flags": "66,5 %",
+        "rankings": "<many>",
+        "demonstrations": "4.5",
+        "unasked": ["flags"],
+    }
+    refused = send(lead, "/screening/cut-offs", **typed)
+    assert problem(refused) == (
+        "The share of rankings, in percent, is &#39;&lt;many&gt;&#39;; it must be a number from 0 to 100."
+    )
+    for kept in ('value="66,5 %"', 'value="&lt;many&gt;"', 'value="4.5"', 'value="flags" checked', "<details open>"):
+        assert kept in refused.text
+    for name, value in (("flags", "101"), ("flags", " "), ("rankings", "nan"), ("demonstrations", "0,9")):
+        fixed: Fields = {**typed, "rankings": "80", "unasked": [], name: value}
+        problem(send(lead, "/screening/cut-offs", **fixed))
+    assert services.screening.cut_offs()[0].by is None
+    for group in ("nobody", ""):
+        elsewhere: Fields = {**typed, "rankings": "80", "group": group}
+        assert send(lead, "/screening/cut-offs", **elsewhere).status_code == 404
+
+    mended: Fields = {**typed, "rankings": "66.67"}
+    done = send(lead, "/screening/cut-offs", **mended)
+    page = lead.get(done.headers["location"]).text
+    assert "The cut-offs of the group team hold from now on." in page
+    assert "At least 66.67 % of rankings as known, a mean grade of 4.5 of 7." in page
+    assert "set by lea" in page
+    assert "cut-offs met" in page
+    (now,) = services.screening.cut_offs()
+    assert (now.cut_offs.flags, now.cut_offs.demonstrations) == (None, 4.5)
+    assert now.cut_offs.rankings == pytest.approx(0.6667, abs=1e-12)
+    assert fields() == {"flags": "", "rankings": "66.67", "demonstrations": "4.5"}
+    (entry,) = services.audit.entries(limit=1)
+    assert (entry.action, entry.actor, entry.object) == ("screening.cut-offs", "lea", "team")
+    again = send(lead, "/screening/cut-offs", group="team", **fields(), unasked=["flags"])
+    assert "are as they were" in lead.get(again.headers["location"]).text
+    assert services.audit.entries(limit=1) == [entry]
+    parts = ["flags", "rankings", "demonstrations"]
+    assert send(lead, "/screening/cut-offs", group="team", unasked=parts).status_code == 303
+    assert "Nothing beyond answering the whole test." in lead.get("/screening").text
+
+
+def test_the_marks_of_the_figures_are_the_cut_offs(lead: Browser, services: Services) -> None:
+    services.lead.create_study(Make().study("ranking", name="gold test"), actor=LEAD, screening=True)
+    gold = GoldItem(item=Make().item("g"), expected=RankingAnswer((("A",), ("B",), ("C",))))
+    services.lead.add_gold("gold test", [gold], actor=LEAD)
+    work(services.desk, "ann", "gold test", {"g": [[0], [1], [2]]})
+
+    def marks() -> list[str]:
+        return re.findall(r'<rect class="at" x="([\d.]+)"', lead.get("/screening").text)
+
+    assert marks() == ["74.7"]  # of rankings alone, 0.3 to the left of the middle of the mark
+    send(lead, "/screening/cut-offs", group="team", flags="75", rankings="60", demonstrations="6")
+    assert marks() == ["59.7"]
+    send(lead, "/screening/cut-offs", group="team", flags="75", rankings="60", demonstrations="6", unasked=["rankings"])
+    assert marks() == []
 
 
 # --- adjudication ---------------------------------------------------------------------------------------------------

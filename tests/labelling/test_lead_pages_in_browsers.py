@@ -125,6 +125,7 @@ def test_no_page_takes_text_for_markup(app: FastAPI, store: Store, services: Ser
         send(lead, "/studies/guideline", study=STUDY, version=STUDY, text=ALL + " "),
         upload(lead, "/studies/import", STUDY, "<img src=x>.jsonl", b'{"prompt": "<script>"}'),
         send(lead, "/screening/decide", rater=RATERS[1], reason=ALL, passed=ALL),
+        send(lead, "/screening/cut-offs", group=GROUP, flags=STUDY, rankings=ALL, demonstrations="9", unasked=[ALL]),
         send(lead, "/adjudication/item", study=STUDY, item=str(_item(services)), reason=ALL),
         send(lead, "/people/invite", role=[RATERS[1]], rater_group=GROUP),
         send(lead, "/exports", study=[STUDY], then="manifest", reason=ALL),

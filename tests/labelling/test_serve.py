@@ -15,20 +15,27 @@ from pathlib import Path
 
 import httpx2
 import pytest
+import sqlalchemy as sa
 
 from tastemaker.cli import main
+from tastemaker.errors import ConfigError
 from tastemaker.labelling.serve import Address, bind
 from tastemaker.store import Store
 from tastemaker.store.access import AccessService
 from tastemaker.store.audit import COMMAND_LINE
+from tastemaker.store.schema import throttles
 
 STARTS_WITHIN, STOPS_WITHIN = 300, 60  # seconds; the machine may be busy with all the other tests
 
 
 @contextmanager
-def server(folder: Path, *options: str) -> Iterator[tuple[subprocess.Popen[str], str]]:
-    """A server on a free port, when it answers, and its address; stopped in the end."""
-    command = [sys.executable, "-m", "tastemaker.cli", "label", "serve", "--data", str(folder), "--port", "0", *options]
+def server(folder: Path, *options: str, port: int = 0) -> Iterator[tuple[subprocess.Popen[str], str]]:
+    """A server, when it answers, and its address; stopped in the end.
+
+    With port 0 it takes a free one and says which; one behind a proxy says another's address, so its port is given.
+    """
+    command = [sys.executable, "-m", "tastemaker.cli", "label", "serve", "--data", str(folder)]
+    command += ["--port", str(port), *options]
     said = folder.with_suffix(".log")
     with said.open("w") as log:
         process = subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT, text=True, start_new_session=True)
@@ -38,8 +45,9 @@ def server(folder: Path, *options: str) -> Iterator[tuple[subprocess.Popen[str],
         while not address:
             assert process.poll() is None, said.read_text()
             assert time.monotonic() < deadline, said.read_text()
-            if found := re.search(r"http://127\.0\.0\.1:\d+", said.read_text()):
-                address = found[0] if _answers(found[0]) else ""
+            found = re.search(r"http://127\.0\.0\.1:\d+", said.read_text())
+            tried = f"http://127.0.0.1:{port}" if port else found[0] if found else ""
+            address = tried if tried and _answers(tried) else ""
             time.sleep(0.05)
         yield process, address
     finally:
@@ -50,9 +58,21 @@ def server(folder: Path, *options: str) -> Iterator[tuple[subprocess.Popen[str],
 
 def _answers(address: str) -> bool:
     try:
-        return httpx2.get(f"{address}/health", timeout=2).text == "ok\n"
+        return httpx2.get(f"{address}/health", timeout=2).status_code in (200, 421)  # 421: it has another name
     except httpx2.TransportError:
         return False
+
+
+def _wait_for_workers(parent: int, count: int) -> None:
+    """Until so many processes see to SIGTERM themselves: a Ctrl-C before that meets an interpreter still starting."""
+    deadline, started = time.monotonic() + STARTS_WITHIN, 0
+    while started < count:
+        assert time.monotonic() < deadline, f"{started} of {count} have started"
+        time.sleep(0.05)
+        children = Path(f"/proc/{parent}/task/{parent}/children").read_text().split()
+        statuses = [Path(f"/proc/{child}/status").read_text() for child in children]
+        caught = [int(mask, 16) for mask in re.findall(r"^SigCgt:\s*(\w+)", "\n".join(statuses), re.MULTILINE)]
+        started = sum(mask >> (signal.SIGTERM - 1) & 1 for mask in caught)
 
 
 def log_of(folder: Path) -> str:
@@ -82,6 +102,7 @@ def test_several_processes_share_one_store(tmp_path: Path) -> None:
     with server(folder, "--workers", "2") as (process, address):
         assert "/invitation/" not in log_of(folder), "there is an admin"
         assert {httpx2.get(f"{address}/sign-in").status_code for _ in range(6)} == {200}
+        _wait_for_workers(process.pid, 2)
         os.killpg(process.pid, signal.SIGINT)  # as Ctrl-C does: to all of them
         assert process.wait(STOPS_WITHIN) == 0
     assert "Traceback" not in log_of(folder)
@@ -103,6 +124,61 @@ def test_a_public_address_behind_tls_is_taken() -> None:
     listening.close()
     assert settings.secure
     assert settings.hosts == {"labels.example.org"}
+
+
+def test_behind_a_proxy_its_word_on_addresses_counts_and_nobody_elses(tmp_path: Path) -> None:
+    folder, host = tmp_path / "labels", "labels.example.org"
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    options = ("--origin", f"https://{host}", "--proxy", "127.0.0.2", "192.0.2.0/24")
+    with server(folder, *options, port=port) as (_, address):
+        assert re.search(rf"https://{host}/invitation/[\w-]{{43}}", log_of(folder))
+
+        def get(path: str, peer: str, forwarded: str = "") -> httpx2.Response:
+            with httpx2.Client(transport=httpx2.HTTPTransport(local_address=peer)) as client:
+                headers = {"host": host} | ({"x-forwarded-for": forwarded} if forwarded else {})
+                return client.get(f"{address}{path}", headers=headers)
+
+        cookie = get("/sign-in", "127.0.0.2").headers["set-cookie"]
+        assert cookie.startswith("__Host-tastemaker-visitor=")
+        assert "; Secure" in cookie
+
+        def addresses() -> int:
+            """How many callers' addresses are counted; each invitation that is tried counts against one."""
+            with Store.open(folder / "labels.db") as store, store.read() as connection:
+                return connection.execute(sa.select(sa.func.count()).select_from(throttles)).scalar_one()
+
+        def try_invitation(peer: str, forwarded: str = "") -> None:
+            assert get("/invitation/none", peer, forwarded).status_code == 410
+
+        try_invitation("127.0.0.1")
+        assert addresses() == 1
+        for number in range(3):  # not from the proxy: whatever it says, it is who it was
+            try_invitation("127.0.0.1", f"198.51.100.{number}")
+        assert addresses() == 1
+        for number in range(3):
+            try_invitation("127.0.0.2", f"198.51.100.{number}")
+        assert addresses() == 4
+        for number in range(3):  # what the caller wrote there itself stands to the left of what proxies add
+            try_invitation("127.0.0.2", f"203.0.113.{number}, 198.51.100.0, 192.0.2.7")
+        assert addresses() == 4
+
+
+@pytest.mark.parametrize(
+    ("proxies", "origins", "message"),
+    [
+        (("10.0.0.2",), (), r"--proxy 10\.0\.0\.2 was given without the https:// address"),
+        (("10.0.0.2",), ("http://127.0.0.1:8000",), "without the https:// address"),
+        (("proxy",), ("https://labels.example.org",), "'proxy' is neither an address nor a network"),
+        (("*",), ("https://labels.example.org",), "neither an address nor a network"),
+        (("10.0.0.2/16",), ("https://labels.example.org",), "has host bits set"),
+        (("::1", "0.0.0.0/0"), ("https://labels.example.org",), "'0.0.0.0/0' is everybody"),
+    ],
+)
+def test_proxies_that_cannot_be(proxies: tuple[str, ...], origins: tuple[str, ...], message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        bind(Address(port=0, origins=origins, proxies=proxies))
 
 
 def test_a_taken_port_is_one_sentence(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

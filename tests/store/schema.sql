@@ -282,3 +282,19 @@ CREATE TRIGGER screening_decisions_refuse_update BEFORE UPDATE ON screening_deci
 CREATE TRIGGER screening_decisions_refuse_delete BEFORE DELETE ON screening_decisions BEGIN SELECT RAISE(ABORT, 'screening_decisions are append-only: a correction is a new row'); END;
 CREATE TRIGGER audit_refuse_update BEFORE UPDATE ON audit BEGIN SELECT RAISE(ABORT, 'audit are append-only: a correction is a new row'); END;
 CREATE TRIGGER audit_refuse_delete BEFORE DELETE ON audit BEGIN SELECT RAISE(ABORT, 'audit are append-only: a correction is a new row'); END;
+CREATE TABLE screening_cut_offs (
+    id INTEGER NOT NULL, 
+    rater_group TEXT NOT NULL, 
+    flags DOUBLE, 
+    rankings DOUBLE, 
+    demonstrations DOUBLE, 
+    account_id INTEGER NOT NULL, 
+    created_at DOUBLE NOT NULL, 
+    CONSTRAINT pk_screening_cut_offs PRIMARY KEY (id), 
+    CONSTRAINT ck_screening_cut_offs_flags CHECK (flags BETWEEN 0 AND 1), 
+    CONSTRAINT ck_screening_cut_offs_rankings CHECK (rankings BETWEEN 0 AND 1), 
+    CONSTRAINT ck_screening_cut_offs_demonstrations CHECK (demonstrations BETWEEN 1 AND 7), 
+    CONSTRAINT fk_screening_cut_offs_account_id FOREIGN KEY(account_id) REFERENCES accounts (id)
+);
+CREATE TRIGGER screening_cut_offs_refuse_update BEFORE UPDATE ON screening_cut_offs BEGIN SELECT RAISE(ABORT, 'screening_cut_offs are append-only: a correction is a new row'); END;
+CREATE TRIGGER screening_cut_offs_refuse_delete BEFORE DELETE ON screening_cut_offs BEGIN SELECT RAISE(ABORT, 'screening_cut_offs are append-only: a correction is a new row'); END;

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sqlite3
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import pytest
@@ -220,18 +220,49 @@ def test_a_store_of_version_0001_is_migrated_and_keeps_everything(old_url: str) 
         connection.execute(sa.text("DELETE FROM answers"))
 
 
+def test_a_store_of_version_0002_keeps_its_decisions_and_takes_cut_offs(old_url: str) -> None:
+    make_version(old_url, "0002", (*FILL_0001, *FILL_0002))
+    with Store.open(old_url) as store:
+        with store.read() as connection:
+            assert connection.execute(sa.text("SELECT version_num FROM alembic_version")).scalar() == SCHEMA_VERSION
+            context = MigrationContext.configure(connection, opts={"compare_type": True})
+            assert compare_metadata(context, metadata) == []
+            assert connection.execute(sa.text("SELECT id, reason FROM screening_decisions")).all() != []
+            assert connection.execute(sa.text("SELECT count(*) FROM screening_cut_offs")).scalar() == 0
+        with store.write() as connection:
+            connection.exec_driver_sql(FILL_0003[0])
+        with pytest.raises(exc.DatabaseError, match="are append-only"), store.write() as connection:
+            connection.execute(sa.text("DELETE FROM screening_cut_offs"))
+
+
+@pytest.mark.parametrize("values", ["1.01, NULL, NULL", "NULL, -0.01, NULL", "NULL, NULL, 0.9", "NULL, NULL, 7.1"])
+def test_database_refuses_cut_offs_that_nobody_could_meet_or_miss(store: Store, values: str) -> None:
+    fill(store)
+    row = f"INSERT INTO screening_cut_offs VALUES (2, 'team', {values}, 1, 0)"
+    with pytest.raises(exc.IntegrityError), store.write() as connection:
+        connection.execute(sa.text(row))
+
+
 def make_version_0001(url: str) -> None:
     """A store as version 0001 made it, with a ranking that was corrected once."""
+    make_version(url, "0001", (*FILL_0001, *RANKING_0001))
+    engine = sa.create_engine(url.replace("postgresql://", "postgresql+psycopg://"))
+    with engine.begin() as connection:
+        if connection.dialect.name == "postgresql":  # which counts only the ids that it chose itself
+            connection.exec_driver_sql("SELECT setval('answers_id_seq', 2)")
+    engine.dispose()
+
+
+def make_version(url: str, version: str, statements: Sequence[str]) -> None:
+    """A store as that version made it, with these rows."""
     engine = sa.create_engine(url.replace("postgresql://", "postgresql+psycopg://"))
     with engine.begin() as connection:
         config = Config()
         config.set_main_option("script_location", str(MIGRATIONS))
         config.attributes["connection"] = connection
-        command.upgrade(config, "0001")
-        for statement in (*FILL_0001, *RANKING_0001):
+        command.upgrade(config, version)
+        for statement in statements:
             connection.exec_driver_sql(statement)
-        if connection.dialect.name == "postgresql":  # which counts only the ids that it chose itself
-            connection.exec_driver_sql("SELECT setval('answers_id_seq', 2)")
     engine.dispose()
 
 
@@ -262,7 +293,7 @@ def test_database_refuses_a_rater_twice_on_an_item(store: Store) -> None:
 def fill(store: Store) -> None:
     """A row in every append-only table, and what it hangs on."""
     with store.write() as connection:
-        for statement in (*FILL_0001, *FILL_0002):
+        for statement in (*FILL_0001, *FILL_0002, *FILL_0003):
             connection.exec_driver_sql(statement)
 
 
@@ -295,6 +326,7 @@ FILL_0002 = (
     "INSERT INTO screening_decisions VALUES (1, 1, true, '\"why\"', 1, 0)",
     "INSERT INTO audit VALUES (1, 0, 'lee', 'lead', 'act', 'thing', '{}', NULL, 'before', 'hash')",
 )
+FILL_0003 = ("INSERT INTO screening_cut_offs VALUES (1, 'team', 0.8, NULL, 5.5, 1, 0)",)
 COLUMNS_0001 = {
     "raters": "id, name, rater_group, origin, created_at",
     "guidelines": "version, text, created_at",

@@ -150,6 +150,28 @@ def test_splits_keep_an_author_together_and_a_group_apart(
     assert split_of(given, config) == "train"  # a split that the prompt has stays
 
 
+def test_every_row_says_whose_prompt_it_answers(
+    store: Store, service: LabelService, exports: Exports, make: Make, clock: Clock, tmp_path: Path
+) -> None:
+    """Or what is trained on it could no longer be split by user, nor held against other files of the same prompts."""
+    ranked(store, service, make, clock)
+    service.queue(make.study("rating", name="rating"), make.items(2, 2))
+    rated = {0: OutputRating(2), 1: OutputRating(6)}
+    work(Desk(store, clock=clock), "ann", "rating", {f"key-{index}": rated for index in range(2)})
+    for format in ("jsonl", "parquet"):
+        config = dataclasses.replace(NO_SPLIT, format=format, pairs=True)
+        exports.export(["study"], tmp_path / format, actor=LEAD, config=config)
+        for name in ("train", "pairs/train"):
+            read = read_rankings(tmp_path / format / f"{name}.{format}")
+            assert {(one.prompt.about.id, one.prompt.about.user) for one in read} == {
+                (f"key-{index}", f"user-of-key-{index}") for index in range(3 if name == "train" else 2)
+            }
+    exports.export(["rating"], tmp_path / "rating", actor=LEAD, config=NO_SPLIT)
+    assert [row["user"] for row in rows(tmp_path / "rating" / "train.jsonl")] == [
+        f"user-of-key-{index}" for index in (0, 0, 1, 1)
+    ]
+
+
 def test_parquet_reads_back(
     store: Store, service: LabelService, exports: Exports, make: Make, clock: Clock, tmp_path: Path
 ) -> None:

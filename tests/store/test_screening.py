@@ -2,19 +2,23 @@
 
 from __future__ import annotations
 
+import dataclasses
 from typing import TYPE_CHECKING
 
 import pytest
+import sqlalchemy as sa
 from tests.store.people import LATER, LEAD, actions, open_accounts, work
 
 from tastemaker.agreement import Undefined
 from tastemaker.errors import ConfigError, StoreError
 from tastemaker.intervals import Estimate
 from tastemaker.store import LabelService, Store
+from tastemaker.store.audit import AuditLog
 from tastemaker.store.desk import Desk
 from tastemaker.store.importing import GoldItem
 from tastemaker.store.lead import LeadService
-from tastemaker.store.screening import CutOffs, ScreeningService
+from tastemaker.store.schema import screening_cut_offs
+from tastemaker.store.screening import CutOffs, GroupCutOffs, ScreeningService
 from tastemaker.store.tasks import DemonstrationAnswer, OutputRating, RankingAnswer, RatingAnswer
 
 if TYPE_CHECKING:
@@ -102,15 +106,89 @@ def test_the_gate_opens_with_the_decision(
     assert desk.next_task("new", "work") is not None
 
 
-def test_cut_offs_are_configured(store: Store, screening: ScreeningService, clock: Clock) -> None:
-    take(Desk(store, clock=clock), "ann", [[2], [0, 1]])
+PAPER = CutOffs()
+SOFT = CutOffs(flags=0.9, rankings=0.5, demonstrations=None)
+
+
+def test_the_newest_cut_offs_of_a_group_judge_its_raters(
+    store: Store, screening: ScreeningService, clock: Clock
+) -> None:
+    desk = Desk(store, clock=clock)
+    take(desk, "ann", [[2], [0, 1]])  # rankings 5/6, flags 21/22
+    take(desk, "bob", [[1], [0], [2]])  # rankings 1/2
     for one in screening.to_grade():
         screening.grade(one.answer, 5, actor=LEAD)
+    assert screening.cut_offs() == [GroupCutOffs(rater_group="team", cut_offs=PAPER)]
     assert screening.result("ann").unmet == ("demonstrations",)
-    soft = ScreeningService(store, clock=clock, cut_offs=CutOffs(demonstrations=None, rankings=0.9))
-    assert soft.result("ann").unmet == ("rankings",)
-    with pytest.raises(ConfigError, match="share"):
-        CutOffs(flags=75)
+    assert screening.result("bob").unmet == ("rankings", "demonstrations")
+    assert not screening.pass_if_met("bob", actor=LEAD)
+
+    clock.now += 60
+    assert screening.set_cut_offs("team", SOFT, actor=LEAD)
+    assert screening.cut_offs() == [GroupCutOffs(rater_group="team", cut_offs=SOFT, by="lea", at=clock.now)]
+    found = screening.result("bob")
+    assert (found.advice, found.unmet, found.cut_offs) == ("pass", (), SOFT)  # a share that is just met is met
+    assert screening.pass_if_met("bob", actor=LEAD)
+
+    strict = CutOffs(flags=0.96, rankings=5 / 6)  # flags are 21/22, 0.9545
+    assert screening.set_cut_offs("team", strict, actor=LATER)
+    (now,) = screening.cut_offs()
+    assert (now.cut_offs, now.by) == (strict, "otto")
+    assert screening.result("ann").unmet == ("flags", "demonstrations")
+    assert not screening.pass_if_met("ann", actor=LEAD)
+    bob = screening.result("bob")
+    assert (bob.advice, bob.decision is not None and bob.decision.passed) == ("fail", True)  # what was decided stays
+    assert screening.pass_if_met("bob", actor=LEAD)
+
+
+def test_a_change_of_cut_offs_is_one_row_and_one_audit_entry(store: Store, screening: ScreeningService) -> None:
+    assert screening.set_cut_offs("team", PAPER, actor=LEAD)  # from now on theirs, and no default's
+    assert not screening.set_cut_offs("team", PAPER, actor=LATER)
+    assert screening.set_cut_offs("team", SOFT, actor=LEAD)
+    assert screening.set_cut_offs("team", PAPER, actor=LEAD)
+    with store.read() as connection:
+        rows = connection.execute(sa.select(screening_cut_offs).order_by(screening_cut_offs.c.id)).all()
+    assert [(row.flags, row.rankings, row.demonstrations) for row in rows] == [
+        (0.75, 0.75, 6.0),
+        (0.9, 0.5, None),
+        (0.75, 0.75, 6.0),
+    ]
+    assert actions(store)[-3:] == ["screening.cut-offs"] * 3
+    _, entry = AuditLog(store).entries(limit=2)
+    assert (entry.actor, entry.role, entry.object) == ("lea", "lead", "team")
+    assert entry.details == {
+        "from": {"flags": 0.75, "rankings": 0.75, "demonstrations": 6.0},
+        "to": {"flags": 0.9, "rankings": 0.5, "demonstrations": None},
+    }
+
+
+def test_each_group_has_cut_offs_of_its_own(
+    store: Store, service: LabelService, screening: ScreeningService, make: Make, clock: Clock
+) -> None:
+    others = dataclasses.replace(make.study("ranking", name="others"), rater_group="others")
+    LeadService(store, clock=clock).create_study(others, actor=LEAD, screening=True)
+    screening.set_cut_offs("others", SOFT, actor=LEAD)
+    assert {one.rater_group: one.cut_offs for one in screening.cut_offs()} == {"others": SOFT, "team": PAPER}
+    assert {one.cut_offs.flags for one in screening.results()} == {0.75}  # all of them are in the team
+    service.queue(dataclasses.replace(make.study(name="work"), rater_group="workers"), make.items(1))
+    for group in ("workers", "nobody"):
+        with pytest.raises(StoreError, match=rf"'{group}' has no screening study.*: others, team\.$"):
+            screening.set_cut_offs(group, SOFT, actor=LEAD)
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"flags": 75.0}, r"flags is 75\.0; it must be a share from 0 to 1"),
+        ({"rankings": -0.01}, "share from 0 to 1"),
+        ({"rankings": float("nan")}, "share from 0 to 1"),
+        ({"demonstrations": 7.5}, "mean grade from 1 to 7"),
+        ({"demonstrations": 0.0}, "mean grade from 1 to 7"),
+    ],
+)
+def test_cut_offs_that_cannot_be(values: dict[str, float], message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        CutOffs(**values)
 
 
 def test_what_is_refused(store: Store, service: LabelService, screening: ScreeningService, clock: Clock) -> None:

@@ -9,18 +9,19 @@ from tastemaker.console import say
 from tastemaker.errors import ConfigError
 
 if TYPE_CHECKING:
+    from tastemaker.labelling.serve import Address
     from tastemaker.store import Store
 
 
-def serve(database: str, host: str, port: int, origins: Sequence[str], workers: int) -> None:
+def serve(database: str, address: Address, workers: int) -> None:
     """Create what is missing, say where to go, and answer until told to stop."""
-    from tastemaker.labelling.serve import Address, admin_link, bind
+    from tastemaker.labelling.serve import admin_link, bind
     from tastemaker.labelling.serve import serve as answer
     from tastemaker.store import Store
 
     if workers < 1:
         raise ConfigError(f"--workers is {workers}; it must be at least 1.")
-    listening, settings = bind(Address(host=host, port=port, origins=tuple(origins)))
+    listening, settings = bind(address)
     with Store.open(database) as store:
         link = admin_link(store, settings)
     say(f"Labelling at {settings.origins[0]} (labels in {_without_password(database)}); Ctrl-C stops it.")

@@ -37,6 +37,9 @@ class _LabelOptions:
     """serve: the port to listen on; 0 takes a free one."""
     origin: tuple[str, ...] = ()
     """serve, invite: the addresses people type, such as https://labels.example.org, where a proxy ends TLS."""
+    proxy: tuple[str, ...] = ()
+    """serve: the proxy's addresses or networks, such as 172.18.0.0/16, where it does not run on this machine itself.
+    Its word on callers' addresses counts, and nobody else's."""
     workers: int = 1
     """serve: processes that answer requests."""
     roles: tuple[str, ...] = ("rater",)
@@ -66,7 +69,10 @@ def label(arguments: Sequence[str]) -> None:
     options = parse(_LabelOptions, arguments, "label")
     database = options.database or str(options.data / "labels.db")
     if options.action == "serve":
-        labelling.serve(database, options.host, options.port, options.origin, options.workers)
+        from tastemaker.labelling.serve import Address
+
+        address = Address(host=options.host, port=options.port, origins=options.origin, proxies=options.proxy)
+        labelling.serve(database, address, options.workers)
         return
     if "://" not in database and not Path(database).exists():
         raise DataError("does not exist; `label serve` or a run with raters = 'people' creates it.", path=database)

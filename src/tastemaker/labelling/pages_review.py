@@ -2,19 +2,32 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Annotated
 
-from fastapi import APIRouter
+from fastapi import APIRouter, Form
+from pydantic import BaseModel
 from starlette.datastructures import FormData
 from starlette.responses import Response
 
 from tastemaker.errors import StoreError, TastemakerError
 from tastemaker.labelling.figures import Line, line
-from tastemaker.labelling.forms import Asked, Field, Fields, answer_in, at, known_study, plain, whole
+from tastemaker.labelling.forms import (
+    Asked,
+    Field,
+    Fields,
+    Text,
+    answer_in,
+    at,
+    known_study,
+    number,
+    percent,
+    plain,
+    whole,
+)
 from tastemaker.labelling.web import LEADS, LeadPage, Link, Page, not_found, require
 from tastemaker.store.lead import StudyOverview
-from tastemaker.store.screening import CutOffs, Result
+from tastemaker.store.screening import GRADES, CutOffs, GroupCutOffs, Result
 from tastemaker.store.tasks import FLAGS, LIKERT_POINTS
 
 ADJUDICATORS = ("adjudicator", *LEADS)
@@ -38,12 +51,65 @@ LINKS: Sequence[Link] = (
 AdjudicatorPage = Annotated[Page, require(*ADJUDICATORS)]
 
 
+class CutOffsForm(BaseModel):
+    """A group's cut-offs as they were typed, shares in percent; `unasked` names the parts that have none."""
+
+    group: Text = ""
+    flags: Text = ""
+    rankings: Text = ""
+    demonstrations: Text = ""
+    unasked: list[Text] = []
+
+    @staticmethod
+    def of(asked: GroupCutOffs) -> CutOffsForm:
+        values = asked.cut_offs
+        return CutOffsForm(
+            group=asked.rater_group,
+            flags="" if values.flags is None else f"{100 * values.flags:.10g}",
+            rankings="" if values.rankings is None else f"{100 * values.rankings:.10g}",
+            demonstrations="" if values.demonstrations is None else f"{values.demonstrations:.10g}",
+            unasked=[name for name in ("flags", "rankings", "demonstrations") if getattr(values, name) is None],
+        )
+
+    def read(self) -> CutOffs:
+        """What was typed, or an error of one sentence."""
+        least, most = GRADES
+        return CutOffs(
+            flags=self._part("flags", lambda typed: percent(typed, "share of flags")),
+            rankings=self._part("rankings", lambda typed: percent(typed, "share of rankings")),
+            demonstrations=self._part(
+                "demonstrations",
+                lambda typed: number(typed, "mean grade of demonstrations", least=least, most=most),
+            ),
+        )
+
+    def _part(self, name: str, read: Callable[[str], float]) -> float | None:
+        if name in self.unasked:
+            return None
+        typed = str(getattr(self, name))
+        if not typed.strip():
+            raise StoreError(f"The cut-off for {name} is missing; give a number, or tick “not asked”.")
+        return read(typed)
+
+
 # --- screening ------------------------------------------------------------------------------------------------------
 
 
 @routes.get("/screening")
 def screening(page: LeadPage) -> Response:
     return _screening(page)
+
+
+@routes.post("/screening/cut-offs")
+def set_cut_offs(page: LeadPage, form: Annotated[CutOffsForm, Form()]) -> Response:
+    if form.group not in {asked.rater_group for asked in page.services.screening.cut_offs()}:
+        not_found()
+    try:
+        changed = page.services.screening.set_cut_offs(form.group, form.read(), actor=page.actor)
+    except TastemakerError as refusal:
+        return _screening(page, status=422, typed=form, cut_offs_problem=str(refusal))
+    said = "hold from now on" if changed else "are as they were"
+    return page.redirect("/screening", said=f"The cut-offs of the group {form.group} {said}.")
 
 
 @routes.post("/screening/decide")
@@ -78,14 +144,22 @@ def _screening(
     rater: str = "",
     reason: str = "",
     problem: str = "",
+    typed: CutOffsForm | None = None,
+    cut_offs_problem: str = "",
     grade_problem: str = "",
 ) -> Response:
-    results = page.services.screening.results()
+    results: dict[str, list[tuple[Result, list[Line]]]] = {}
+    for result in page.services.screening.results():
+        results.setdefault(result.rater_group, []).append((result, _parts(result)))
+    groups = []
+    for asked in page.services.screening.cut_offs():
+        again = typed if typed is not None and typed.group == asked.rater_group else None
+        form, wrong = (CutOffsForm.of(asked), "") if again is None else (again, cut_offs_problem)
+        groups.append((asked, _least(asked.cut_offs), form, wrong, results.get(asked.rater_group, [])))
     return page.render(
         "lead/screening.html",
         status=status,
-        results=[(result, _parts(result)) for result in results],
-        cut_offs=CutOffs(),
+        groups=groups,
         to_grade=page.services.screening.to_grade(),
         rater=rater,
         reason=reason,
@@ -94,11 +168,23 @@ def _screening(
     )
 
 
+def _least(cut_offs: CutOffs) -> str:
+    """The cut-offs as a sentence."""
+    parts = []
+    if cut_offs.flags is not None:
+        parts.append(f"{100 * cut_offs.flags:.10g} % of flags as known")
+    if cut_offs.rankings is not None:
+        parts.append(f"{100 * cut_offs.rankings:.10g} % of rankings as known")
+    if cut_offs.demonstrations is not None:
+        parts.append(f"a mean grade of {cut_offs.demonstrations:.10g} of {LIKERT_POINTS}")
+    return f"At least {', '.join(parts)}." if parts else "Nothing beyond answering the whole test."
+
+
 def _parts(result: Result) -> list[Line]:
-    cut_offs = CutOffs()
+    least = result.cut_offs
     return [
-        line("Flags as known", result.flags, mark=None if cut_offs.flags is None else 100 * cut_offs.flags),
-        line("Rankings as known", result.rankings, mark=None if cut_offs.rankings is None else 100 * cut_offs.rankings),
+        line("Flags as known", result.flags, mark=None if least.flags is None else 100 * least.flags),
+        line("Rankings as known", result.rankings, mark=None if least.rankings is None else 100 * least.rankings),
         line("Mean grade of demonstrations", result.demonstrations, "grade"),
     ]
 

@@ -21,7 +21,7 @@ from uvicorn.supervisors import Multiprocess
 
 from tastemaker.errors import ConfigError
 from tastemaker.labelling.app import create_app
-from tastemaker.labelling.settings import LabellingSettings, is_loopback, loopback_origins
+from tastemaker.labelling.settings import LOOPBACK, LabellingSettings, is_loopback, loopback_origins
 from tastemaker.store import Store
 from tastemaker.store.access import AccessService
 from tastemaker.store.audit import COMMAND_LINE
@@ -33,11 +33,12 @@ STOP_SECONDS = 10
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Address:
-    """Where to listen, and where people think they are."""
+    """Where to listen, where people think they are, and whose word on their addresses counts."""
 
     host: str = "127.0.0.1"
     port: int = 8000
     origins: tuple[str, ...] = ()
+    proxies: tuple[str, ...] = ()
 
 
 def bind(address: Address) -> tuple[socket.socket, LabellingSettings]:
@@ -46,12 +47,19 @@ def bind(address: Address) -> tuple[socket.socket, LabellingSettings]:
     Raises:
         ConfigError: others could reach it in the clear, or the address cannot be had.
     """
-    behind_tls = bool(address.origins) and LabellingSettings(origins=address.origins).secure
+    proxies = address.proxies or LOOPBACK
+    given = LabellingSettings(origins=address.origins, proxies=proxies) if address.origins else None
+    behind_tls = given is not None and given.secure
     if not is_loopback(address.host) and not behind_tls:
         raise ConfigError(
             f"--host {address.host} can be reached by others, and passwords would travel in the clear. Put a proxy "
             "that ends TLS in front and give its address, such as --origin https://labels.example.org, or leave out "
             "--host."
+        )
+    if address.proxies and not behind_tls:
+        raise ConfigError(
+            f"--proxy {address.proxies[0]} was given without the https:// address that people type; give that too, "
+            "such as --origin https://labels.example.org."
         )
     family = socket.AF_INET6 if ":" in address.host else socket.AF_INET
     listening = socket.socket(family, socket.SOCK_STREAM)
@@ -65,7 +73,7 @@ def bind(address: Address) -> tuple[socket.socket, LabellingSettings]:
         ) from error
     listening.listen(2048)
     port: int = listening.getsockname()[1]
-    return listening, LabellingSettings(origins=address.origins or loopback_origins(port))
+    return listening, given or LabellingSettings(origins=loopback_origins(port))
 
 
 def admin_link(store: Store, settings: LabellingSettings) -> str | None:
@@ -92,7 +100,8 @@ def serve(database: str | Path, listening: socket.socket, settings: LabellingSet
         log_level="warning",
         access_log=False,  # addresses hold invitations
         server_header=False,
-        proxy_headers=settings.secure,  # only then is there a proxy, whose word on the caller's address counts
+        proxy_headers=settings.secure,  # only then is there a proxy
+        forwarded_allow_ips=list(settings.proxies),  # and from nobody else is X-Forwarded-For believed
         timeout_graceful_shutdown=STOP_SECONDS,
     )
     for number in (

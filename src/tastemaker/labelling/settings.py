@@ -9,6 +9,8 @@ from urllib.parse import urlsplit
 from tastemaker.errors import ConfigError
 
 MEBIBYTE = 1 << 20
+# A proxy on the same machine.
+LOOPBACK = ("127.0.0.1", "::1")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -21,9 +23,13 @@ class Limit:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LabellingSettings:
-    """`origins` are the addresses people type, as browsers write them; links are made with the first."""
+    """`origins` are the addresses people type, as browsers write them; links are made with the first.
+
+    `proxies` are the addresses or networks of those whose word on a caller's address counts: what ends TLS in front.
+    """
 
     origins: tuple[str, ...]
+    proxies: tuple[str, ...] = LOOPBACK
     body_limit: int = MEBIBYTE
     import_limit: int = 64 * MEBIBYTE  # a lead's upload to a path that ends in /import
     body_seconds: float = 60.0  # a body that takes longer than this to arrive is given up
@@ -44,6 +50,8 @@ class LabellingSettings:
             raise ConfigError(
                 f"The origins {', '.join(self.origins)} mix http and https; a server has one kind of cookie."
             )
+        for proxy in self.proxies:
+            _check_proxy(proxy)
 
     @property
     def secure(self) -> bool:
@@ -97,4 +105,20 @@ def _check_origin(origin: str) -> None:
         raise ConfigError(
             f"With the origin {origin!r} passwords would travel in the clear; put a proxy that ends TLS in front of "
             "the server and give its https:// address."
+        )
+
+
+def _check_proxy(proxy: str) -> None:
+    """Whoever is let through here can say to be anybody, so it is never a name and never everyone."""
+    try:
+        network = ipaddress.ip_network(proxy)
+    except ValueError as error:
+        raise ConfigError(
+            f"The proxy {proxy!r} is neither an address nor a network ({error}); give one such as 10.0.0.2 or "
+            "172.18.0.0/16."
+        ) from error
+    if network.prefixlen == 0:
+        raise ConfigError(
+            f"The proxy {proxy!r} is everybody, so anybody could pass for another; give the proxy's own address or "
+            "network, such as 10.0.0.2 or 172.18.0.0/16."
         )

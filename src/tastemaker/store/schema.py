@@ -9,7 +9,7 @@ The slot names, by rater and token, the lease that it counts: everything else is
 
     accounts ── account_roles, sessions, api_tokens, invitations      who may do what; `raters` is who answers
     leases ── drafts, remarks      items ── gold, adjudications      answers ── grades
-    raters ── screening_decisions, rater_profiles
+    raters ── screening_decisions, rater_profiles      a group of raters ── screening_cut_offs
 
 What people said or decided is append-only (`APPEND_ONLY`): triggers refuse to change or delete it, so a correction is a
 new row. Secrets are stored as hashes only.
@@ -23,14 +23,23 @@ from __future__ import annotations
 import sqlalchemy as sa
 
 # The newest migration. Opening a database of this version needs no migration machinery.
-SCHEMA_VERSION = "0002"
+SCHEMA_VERSION = "0003"
 
 # How answers' bodies are written; recorded with each, because the fields asked change over a project's life, and a
 # field that was not asked is not a "no".
 ANSWER_SCHEMA = 1
 
 # Tables whose rows no statement may change or delete; the migrations put triggers on them.
-APPEND_ONLY = ("leases", "answers", "remarks", "grades", "adjudications", "screening_decisions", "audit")
+APPEND_ONLY = (
+    "leases",
+    "answers",
+    "remarks",
+    "grades",
+    "adjudications",
+    "screening_decisions",
+    "screening_cut_offs",
+    "audit",
+)
 
 # What an account may do. A person may have several roles; a rater's account is bound to a row of `raters`.
 ROLES = ("admin", "lead", "adjudicator", "rater", "researcher", "auditor", "service")
@@ -314,6 +323,21 @@ screening_decisions = sa.Table(
         "account_id", sa.Integer, sa.ForeignKey("accounts.id")
     ),  # null: every cut-off was met, no lead was needed
     sa.Column("created_at", sa.Double, nullable=False),
+)
+
+screening_cut_offs = sa.Table(
+    "screening_cut_offs",  # what is asked of a group's new raters: the newest counts; none: the paper's
+    metadata,
+    sa.Column("id", sa.Integer, primary_key=True),
+    sa.Column("rater_group", sa.Text, nullable=False),
+    sa.Column("flags", sa.Double),  # the least share; null, here and below: that part is not asked
+    sa.Column("rankings", sa.Double),  # the least share
+    sa.Column("demonstrations", sa.Double),  # the least mean grade
+    sa.Column("account_id", sa.Integer, sa.ForeignKey("accounts.id"), nullable=False),
+    sa.Column("created_at", sa.Double, nullable=False),
+    sa.CheckConstraint("flags BETWEEN 0 AND 1", name="flags"),
+    sa.CheckConstraint("rankings BETWEEN 0 AND 1", name="rankings"),
+    sa.CheckConstraint("demonstrations BETWEEN 1 AND 7", name="demonstrations"),
 )
 
 audit = sa.Table(

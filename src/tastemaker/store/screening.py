@@ -2,15 +2,16 @@
 
 Its four parts: agreement with known answers on sensitive flags, agreement with them on rankings, demonstrations graded
 from 1 to 7, and what raters say themselves about the topics they can judge. The paper's soft cut-offs (75 %, 75 %, 6 of
-7) are the default; soft means that they advise and a lead decides. Only where every cut-off is met may the advice be
-followed without one (`pass_if_met`).
+7) hold until a lead sets others for a group; soft means that they advise and a lead decides. Only where every cut-off
+is met may the advice be followed without one (`pass_if_met`). The newest cut-offs hold for tests taken before them too;
+decisions stay.
 """
 
 from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Literal
 
 import numpy as np
@@ -35,6 +36,7 @@ from tastemaker.store.schema import (
     leases,
     rater_profiles,
     raters,
+    screening_cut_offs,
     screening_decisions,
     studies,
 )
@@ -48,7 +50,7 @@ Figure = Estimate | Undefined
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CutOffs:
-    """The least that is asked of a new rater. None: that part is not asked."""
+    """The least that is asked of a new rater; by default the paper's. None: that part is not asked."""
 
     flags: float | None = 0.75
     rankings: float | None = 0.75
@@ -58,10 +60,25 @@ class CutOffs:
         for name in ("flags", "rankings"):
             share = getattr(self, name)
             if share is not None and not 0 <= share <= 1:
-                raise ConfigError(f"the cut-off for {name} is {share}; it is a share, from 0 to 1.")
+                raise ConfigError(
+                    f"The cut-off for {name} is {share}; it must be a share from 0 to 1, or None where it is not asked."
+                )
         least, most = GRADES
         if self.demonstrations is not None and not least <= self.demonstrations <= most:
-            raise ConfigError(f"the cut-off for demonstrations is {self.demonstrations}; it is from {least} to {most}.")
+            raise ConfigError(
+                f"The cut-off for demonstrations is {self.demonstrations}; it must be a mean grade from {least} to "
+                f"{most}, or None where it is not asked."
+            )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class GroupCutOffs:
+    """What is asked of a group's new raters. `by` and `at` are None where nobody has set anything: the paper's hold."""
+
+    rater_group: str
+    cut_offs: CutOffs
+    by: str | None = None
+    at: float | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -76,7 +93,7 @@ class Decision:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Result:
-    """What a rater's test came to. `asked` counts the items of the group's screening studies."""
+    """What a rater's test came to, against the group's cut-offs. `asked` counts the items of its screening studies."""
 
     rater: str
     rater_group: str
@@ -87,6 +104,7 @@ class Result:
     demonstrations: Figure
     ungraded: int
     topics: dict[str, object]
+    cut_offs: CutOffs
     advice: Advice
     unmet: tuple[str, ...]
     decision: Decision | None
@@ -103,12 +121,40 @@ class ToGrade:
 
 
 class ScreeningService:
-    """Results, grades and decisions."""
+    """Cut-offs, results, grades and decisions."""
 
-    def __init__(self, store: Store, *, clock: Callable[[], float] = time.time, cut_offs: CutOffs = CutOffs()) -> None:
+    def __init__(self, store: Store, *, clock: Callable[[], float] = time.time) -> None:
         self._store = store
         self._clock = clock
-        self._cut_offs = cut_offs
+
+    def cut_offs(self) -> list[GroupCutOffs]:
+        """What is asked of each group that has a screening study, by name."""
+        with self._store.read() as connection:
+            return [_newest_cut_offs(connection, group) for group in _tested_groups(connection)]
+
+    def set_cut_offs(self, rater_group: str, cut_offs: CutOffs, *, actor: Actor) -> bool:
+        """Ask this of a group's new raters from now on; says whether that is a change.
+
+        The advice on who has taken the test already follows; decisions stay as they are.
+        """
+        with self._store.write() as connection:
+            self._store.lock_store(connection)  # two leads at once: who is written down last is whose values count
+            groups = _tested_groups(connection)
+            if rater_group not in groups:
+                raise StoreError(
+                    f"The group {rater_group!r} has no screening study, so it has no cut-offs; groups with one: "
+                    f"{', '.join(groups) or 'none yet'}."
+                )
+            before = _newest_cut_offs(connection, rater_group)
+            if before.by is not None and before.cut_offs == cut_offs:
+                return False
+            now = self._clock()
+            values = asdict(cut_offs)
+            row = {"rater_group": rater_group, "account_id": account_id(connection, actor.name), "created_at": now}
+            connection.execute(sa.insert(screening_cut_offs).values(row | values))
+            details = {"from": asdict(before.cut_offs), "to": values}
+            audit.record(connection, actor, "screening.cut-offs", rater_group, details, now=now)
+            return True
 
     def results(self) -> list[Result]:
         """Every rater whose group has a screening study, by name."""
@@ -213,6 +259,7 @@ class ScreeningService:
                 .group_by(studies.c.rater_group)
             )
         }
+        cut_offs = {group: _newest_cut_offs(connection, group).cut_offs for group in asked}
         found: list[Result] = []
         everybody = sa.select(raters.c.id, raters.c.name, raters.c.rater_group).order_by(raters.c.name)
         for row in connection.execute(everybody):
@@ -221,7 +268,7 @@ class ScreeningService:
                     judge(
                         by_rater.get(row.name, ()),
                         graded,
-                        self._cut_offs,
+                        cut_offs[row.rater_group],
                         rater=row.name,
                         rater_group=row.rater_group,
                         asked=asked[row.rater_group],
@@ -271,6 +318,7 @@ def judge(
         demonstrations=figures["demonstrations"],
         ungraded=ungraded,
         topics=topics,
+        cut_offs=cut_offs,
         advice=advice,
         unmet=unmet,
         decision=decision,
@@ -310,6 +358,25 @@ def _grades(connection: sa.Connection) -> dict[int, float]:
     for (answer, _), score in newest.items():
         by_answer.setdefault(answer, []).append(score)
     return {answer: sum(scores) / len(scores) for answer, scores in by_answer.items()}
+
+
+def _tested_groups(connection: sa.Connection) -> list[str]:
+    """The groups of raters that have a screening study."""
+    return sorted(connection.execute(sa.select(studies.c.rater_group).where(studies.c.screening).distinct()).scalars())
+
+
+def _newest_cut_offs(connection: sa.Connection, rater_group: str) -> GroupCutOffs:
+    row = connection.execute(
+        sa.select(screening_cut_offs, accounts.c.name.label("by"))
+        .join(accounts, accounts.c.id == screening_cut_offs.c.account_id)
+        .where(screening_cut_offs.c.rater_group == rater_group)
+        .order_by(screening_cut_offs.c.id.desc())
+        .limit(1)
+    ).one_or_none()
+    if row is None:
+        return GroupCutOffs(rater_group=rater_group, cut_offs=CutOffs())
+    cut_offs = CutOffs(flags=row.flags, rankings=row.rankings, demonstrations=row.demonstrations)
+    return GroupCutOffs(rater_group=rater_group, cut_offs=cut_offs, by=row.by, at=row.created_at)
 
 
 def _decisions(connection: sa.Connection) -> dict[int, Decision]:
