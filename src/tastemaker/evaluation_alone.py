@@ -93,7 +93,7 @@ def _compare(
         0.5 if ours == theirs else float(ours > theirs) for ours, theirs in zip(scores[a], scores[b], strict=True)
     ]
     estimate = win_rate(preference, keys)
-    lengths = [[max(1, count) for count in sampled[name].num_tokens] for name in (a, b)]
+    lengths = [[len(response.text) for response in sampled[name].responses] for name in (a, b)]
     controlled = length_controlled_win_rate(preference, lengths[0], lengths[1], keys)
     return {
         "a": a,

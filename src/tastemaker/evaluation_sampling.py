@@ -72,6 +72,11 @@ class Sampling:
             reader = load_reader(self._models[contestant.model].load())
             if contestant.reference is not None:  # it reads the same tokens
                 other = load_reader(self._models[contestant.reference].load())
+                if reader.tokenizer.library.get_vocab() != other.tokenizer.library.get_vocab():
+                    raise ConfigError(
+                        f"evaluation.contestants.{name}: the reference {contestant.reference!r} has another tokenizer "
+                        f"than {contestant.model!r}, so there is no KL between them; leave 'reference' out."
+                    )
                 reader = replace(reader, context=min(reader.context, other.context))
             tokens = longest_prefix(reader.tokenizer, self._prefixes(name, contestant))
             what = f"test prompts (contestant {name!r})"

@@ -193,6 +193,13 @@ class Recipe:
                     for variant in (check.a, check.b):
                         if variant is not None:
                             _require(variant, self.reward, f"claim {claim.id}", "reward")
+                if check.measure == "reward_accuracy_drop" and (
+                    self.comparisons is None or self.comparisons.source is not None
+                ):
+                    raise ConfigError(
+                        f"claim {claim.id}: {check.measure} needs rankings by held-out raters, which only collected "
+                        "comparisons have."
+                    )
                 if check.measure.startswith("text_loss_") and self.text is None:
                     raise ConfigError(f"claim {claim.id}: {check.measure} needs text; give a [text] section.")
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from tastemaker.checkpoint import Reader
 from tastemaker.console import say
@@ -99,11 +99,11 @@ def sample_rollouts(
     prefix: str = "",
     progress: Callable[[int], None] | None = None,
 ) -> list[list[Rollout]]:
-    """The same as token ids with their log-probs."""
+    """The same as token ids with their log-probs. What a rollout calls its prompt is the prompt without the prefix."""
     ids = [policy.tokenizer.prompt_ids(prompt.messages) for prompt in prompts]
     prefix_ids: list[int] = []
+    bos, opens = policy.tokenizer.library.bos_token_id, False
     if prefix:
-        bos = policy.tokenizer.library.bos_token_id
         if any(row[0] == bos for row in ids) and not all(row[0] == bos for row in ids):
             raise ConfigError("some prompts begin with the beginning-of-text token and some do not")
         opens = bool(ids) and ids[0][0] == bos
@@ -112,7 +112,7 @@ def sample_rollouts(
     generator = Generator(
         policy.library, vocabulary=policy.tokenizer.vocabulary, max_batch_tokens=decoding.batch_tokens
     )
-    return generator.generate(
+    groups = generator.generate(
         ids,
         n,
         sampling_for(policy, decoding),
@@ -120,6 +120,9 @@ def sample_rollouts(
         prefix=prefix_ids,
         progress=progress,
     )
+    if not (prefix and opens):
+        return groups
+    return [[replace(one, prompt_ids=(bos, *one.prompt_ids)) for one in group] for group in groups]
 
 
 def as_response(policy: LanguageModel, rollout: Rollout) -> Response:

@@ -89,6 +89,23 @@ def accuracy(correct_N: ArrayLike, cluster_N: Labels | None = None) -> Estimate:
     return clustered_share(correct, np.ones_like(correct), range(len(correct)) if cluster_N is None else cluster_N)
 
 
+def paired_share_difference(a_N: ArrayLike, b_N: ArrayLike) -> Estimate:
+    """By how much more often the first of two is true than the second, each pair an answer about a prompt of its own.
+
+    The interval is Agresti and Min's (Statistics in Medicine 2005): Wald's, after half an answer is added to each of
+    the four outcomes. A bootstrap would give no width at all where every pair differs alike.
+    """
+    a, b = (checked_numbers(name, values, low=0, high=1) for name, values in (("a_N", a_N), ("b_N", b_N)))
+    if len(a) != len(b) or not len(a):
+        raise DataError(f"{len(a)} and {len(b)} answers: give one of each about every prompt, and at least one.")
+    n = len(a) + 2
+    only_a, only_b = ((float(np.sum(np.clip(difference, 0, 1))) + 0.5) / n for difference in (a - b, b - a))
+    centre = only_a - only_b
+    reach = float(ndtri(UPPER)) * math.sqrt((only_a + only_b - centre**2) / n)
+    interval = Interval(max(-1.0, centre - reach), min(1.0, centre + reach))
+    return Estimate(value=float(np.mean(a - b)), ci95=interval, n=len(a))
+
+
 def length_controlled_win_rate(
     preference_N: ArrayLike,
     length_a_N: ArrayLike,
@@ -99,7 +116,7 @@ def length_controlled_win_rate(
     """The win rate that the first model would have if the two responses were equally long.
 
     Logistic regression of the preference on an intercept and log(length a / length b); the rate is the sigmoid of the
-    intercept. An empty response counts as one token. One invented cluster of average size, half won and half lost at
+    intercept. Lengths are in any unit that is the same for both; an empty response counts as one. One invented cluster of average size, half won and half lost at
     a typical length ratio of either sign, keeps the fit finite where one model wins always or the longer one does; it
     enters the cluster-robust variance too, so that such an interval is wide and not a point.
     """

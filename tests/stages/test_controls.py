@@ -32,7 +32,7 @@ PROMPTS = [
 ]
 NOBODY: Mapping[str, str] = {}
 # How good everybody is: between two, the better one is preferred four times of five.
-QUALITY = {"base-large": 0, "base-large-few-shot": 1, "base-small": 2, "base-small-few-shot": 3, "sft": 4, "ppo": 5}
+QUALITY = {"base-small": 0, "base-large": 1, "base-small-few-shot": 2, "sft": 3, "base-large-few-shot": 4, "ppo": 5}
 QUALITY |= {"dpo": 5, "best-of-16": 4, "ppo-ptx": 6, "ppo-ptx-ema": 6, "ppo-init": 3}
 # How often a flag is true of a response: bases, few-shot ones, supervised, PPO.
 FLAGS = {
@@ -150,9 +150,9 @@ def test_every_claim_holds_in_the_world_made_for_it(recipe: str, ids: set[str]) 
 @pytest.mark.parametrize(
     ("instead", "fall"),
     [
-        ({"ppo-ptx": "sft"}, {"2", "3", "7", "10"}),
-        ({"ppo-ptx": "base-small"}, {"2", "3", "7", "10"}),
-        ({"ppo-ptx": "base-small-few-shot"}, {"2", "3", "7", "10"}),
+        ({"ppo-ptx": "sft"}, {"1", "2", "3", "7", "10"}),
+        ({"ppo-ptx": "base-small"}, {"1", "2", "3", "7", "10"}),
+        ({"ppo-ptx": "base-small-few-shot"}, {"1", "2", "3", "7", "10"}),
         ({"ppo-ptx": "base-large"}, {"1", "2", "3", "7", "10"}),
         ({"sft": "base-small"}, {"2", "3", "10"}),
         ({"base-small-few-shot": "base-small"}, {"2", "3"}),

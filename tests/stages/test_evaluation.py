@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -38,7 +39,7 @@ from tastemaker.stages.evaluation import (
 )
 from tastemaker.stages.evaluation.contestants import reference_logprobs, respond
 from tastemaker.stages.evaluation.judging import SAME_TEXT, rate
-from tastemaker.stages.evaluation.measures import judges_agreement
+from tastemaker.stages.evaluation.measures import judges_agreement, plain
 from tastemaker.statistics import best_of_n_kl
 from tastemaker.store import LabelService
 
@@ -109,7 +110,7 @@ def test_a_claim_holds_where_the_judges_say_so(service: LabelService) -> None:
     responses = {("policy", "T=1"): LONG, ("base", "T=1"): SHORT}
     judged = judge(service, PROMPTS, responses, config(), panel(), study="s", guideline=GUIDELINE)
     assert [row.preference for row in judged] == [1.0] * 61
-    assert {(row.length_a, row.length_b) for row in judged} == {(4, 2)}
+    assert {(row.length_a, row.length_b) for row in judged} == {(15, 7), (16, 8)}, "characters: 'short 5', 'short 15'"
     assert holds(judged, responses)
 
 
@@ -119,6 +120,17 @@ def test_control_the_policy_replaced_by_the_base(service: LabelService) -> None:
     assert [(row.preference, row.rater) for row in judged] == [(0.5, "same text")] * 61
     assert service.progress("s").slots == 0, "nobody was asked"
     assert not holds(judged, responses)
+
+
+@pytest.mark.parametrize("judges", [1, 2, 3])
+def test_a_tie_counts_as_much_as_what_was_asked(service: LabelService, judges: int) -> None:
+    """31 of 61 won, 30 of one text: (31 + 15) / 61, however many judges each comparison has."""
+    policy = sampled(lambda n: f"short {n}" if n < 30 else f"a long answer {n}")
+    responses = {("policy", "T=1"): policy, ("base", "T=1"): SHORT}
+    settings = config(judges_per_comparison=judges)
+    judged = judge(service, PROMPTS, responses, settings, panel(), study="s", guideline=GUIDELINE)
+    assert len(judged) == 61 * judges
+    assert plain(judged).value == pytest.approx(46 / 61, abs=1e-12)
 
 
 def test_control_the_policy_replaced_by_one_as_good(service: LabelService) -> None:
@@ -313,7 +325,8 @@ def words_of(prompts: Sequence[Prompt], responses: Sequence[Response]) -> list[f
 
 def test_best_of_n_takes_the_highest_score(base: str) -> None:
     policy, asked, law = load_policy(base), [prompt(f"w{n}") for n in range(5, 10)], DecodingConfig(max_new_tokens=5)
-    field = Field(contestant=Contestant(model="m", best_of=4), policy=policy, reference=policy)
+    contestant = Contestant(model="m", best_of=4, reference="m")
+    field = Field(contestant=contestant, policy=policy, reference=policy)
     chosen = respond("best", field, asked, law, words_of, seed=3)
     groups = sample_rollouts(policy, asked, n=4, decoding=law, seed=3, purpose="evaluation/best/T=1")
     for response, group in zip(chosen.responses, groups, strict=True):
@@ -321,6 +334,8 @@ def test_best_of_n_takes_the_highest_score(base: str) -> None:
         assert words_of([], [response])[0] == max(words_of([], texts))
     assert len({response.text for response in chosen.responses}) > 1
     assert chosen.kl == (best_of_n_kl(4),) * 5
+    from_another = replace(field, contestant=replace(contestant, reference="n"))
+    assert respond("best", from_another, asked, law, words_of, seed=3).kl is None, "no closed form from another model"
     assert chosen.entropy is None
 
 
@@ -340,6 +355,14 @@ def test_the_kl_is_of_the_sampled_tokens(base: str, tmp_path: Path) -> None:
         "p", Field(contestant=Contestant(model="m"), policy=policy, reference=policy), asked, law, None, seed=0
     )
     assert itself.kl == pytest.approx((0.0, 0.0, 0.0), abs=1e-4)
+
+
+def test_a_prefix_leaves_the_prompts_beginning_to_the_reference(base: str) -> None:
+    policy, asked, law = load_policy(base), [prompt("w5"), prompt("w6 w7")], DecodingConfig(max_new_tokens=3)
+    plain_ids = [policy.tokenizer.prompt_ids(one.messages) for one in asked]
+    assert plain_ids[0][0] == policy.tokenizer.library.bos_token_id, "or there is nothing to see here"
+    rollouts = sample_rollouts(policy, asked, n=2, decoding=law, seed=0, purpose="x", prefix="w9 w8 ")
+    assert [list(one.prompt_ids) for group in rollouts for one in group] == [plain_ids[0]] * 2 + [plain_ids[1]] * 2
 
 
 def test_the_best_prefix_is_the_one_that_scores_highest(base: str) -> None:

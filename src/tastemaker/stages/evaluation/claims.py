@@ -32,6 +32,25 @@ Measure = Literal[
     "gold_difference",
 ]
 
+FIELDS: Mapping[Measure, frozenset[str]] = {
+    "win_rate": frozenset({"b", "decoding", "judge", "where"}),
+    "length_controlled_win_rate": frozenset({"b", "decoding", "judge", "where"}),
+    "flag_rate": frozenset({"flag", "where"}),
+    "flag_rate_difference": frozenset({"b", "flag", "where"}),
+    "likert_difference": frozenset({"b", "where"}),
+    "text_loss_difference": frozenset({"b"}),
+    "text_loss_recovered": frozenset({"b", "base"}),
+    "reference_loss_difference": frozenset({"b", "decoding", "where"}),
+    "proxy_difference": frozenset({"b", "decoding", "where"}),
+    "gold_difference": frozenset({"b", "decoding", "where"}),
+    "reward_accuracy": frozenset(),
+    "reward_accuracy_drop": frozenset(),
+    "reward_accuracy_difference": frozenset({"b"}),
+    "reward_log_loss_difference": frozenset({"b"}),
+}
+"""What each measure is told beside `a`: a field that it would not heed is refused, one that it needs is asked for."""
+NEEDED = ("b", "base", "flag")
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Check:
@@ -62,10 +81,15 @@ class Check:
         check_range(self, "above", "below")
         if (self.above is None) == (self.below is None):
             raise ConfigError(f"a check of {self.measure} needs exactly one of 'above' and 'below'.")
-        if "flag" in self.measure and self.flag not in FLAGS:
+        if self.flag is not None and self.flag not in FLAGS:
             raise ConfigError(f"flag is {self.flag!r}; a check of {self.measure} needs one of {', '.join(FLAGS)}.")
-        if self.b is None and ("win_rate" in self.measure or "difference" in self.measure):
-            raise ConfigError(f"a check of {self.measure} compares two; give 'b'.")
+        heeded = FIELDS[self.measure]
+        for name in ("b", "base", "decoding", "judge", "flag", "where"):
+            given = getattr(self, name) is not None
+            if given and name not in heeded:
+                raise ConfigError(f"a check of {self.measure} has no use for {name!r}; leave it out.")
+            if name in NEEDED and name in heeded and not given:
+                raise ConfigError(f"a check of {self.measure} needs {name!r}.")
 
     def holds(self, estimate: Estimate) -> bool:
         if self.above is not None:

@@ -62,7 +62,7 @@ class Contestant:
     best_of: int | None = None
     """Sample this many responses and keep the one that scores highest."""
     reference: str | None = None
-    """The model that the KL divergence is measured from, named as `model` is."""
+    """The model that the KL divergence is measured from, named as `model` is; it must read the same tokens."""
 
     def __post_init__(self) -> None:
         check_range(self, "best_of", least=2)
@@ -152,7 +152,7 @@ def respond(
         responses=tuple(as_response(field.policy, rollout) for rollout in rollouts),
         num_tokens=tuple(len(rollout.response_ids) for rollout in rollouts),
         logprob=None if decoding.greedy or n > 1 else tuple(sum(rollout.logprobs) for rollout in rollouts),
-        kl=None if decoding.greedy or reference is None else _kl(rollouts, reference, n),
+        kl=None if decoding.greedy or reference is None else _kl(field.contestant, rollouts, reference),
         reference_logprob=reference,
     )
 
@@ -228,9 +228,10 @@ def _best(
     return chosen
 
 
-def _kl(rollouts: Sequence[Rollout], reference: Sequence[float], n: int) -> tuple[float, ...]:
-    if n > 1:  # the law of the best of n is not the sampler's; its KL has a closed form
-        return tuple(best_of_n_kl(n) for _ in rollouts)
+def _kl(contestant: Contestant, rollouts: Sequence[Rollout], reference: Sequence[float]) -> tuple[float, ...] | None:
+    if contestant.best_of is not None:  # its law is not the sampler's; from the sampler itself its KL has a closed form
+        from_itself = contestant.reference == contestant.model and contestant.few_shot is None
+        return tuple(best_of_n_kl(contestant.best_of) for _ in rollouts) if from_itself else None
     sampled = [sum(rollout.logprobs) for rollout in rollouts]
     return tuple(ours - theirs for ours, theirs in zip(sampled, reference, strict=True))
 

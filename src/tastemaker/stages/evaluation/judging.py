@@ -16,7 +16,7 @@ from tastemaker.panel import Panel, collect
 from tastemaker.ranges import check_range
 from tastemaker.records import Prompt
 from tastemaker.responses import DecodingConfig
-from tastemaker.stages.evaluation.claims import Check, Claim
+from tastemaker.stages.evaluation.claims import FIELDS, Check, Claim
 from tastemaker.stages.evaluation.contestants import Contestant, Responses
 from tastemaker.store import LabelService
 from tastemaker.store.tasks import Guideline, NewItem, NewOutput, Rating, StudyConfig
@@ -83,17 +83,37 @@ class EvaluationConfig:
         for name in names:
             if name not in self.contestants:
                 return f"{name!r} is no contestant."
-        if check.decoding is not None and check.decoding not in [one.name for one in self.decodings]:
-            return f"the decoding {check.decoding!r} is none of {', '.join(one.name for one in self.decodings)}."
+        of_responses = self._problem_of_responses(check, names) if "decoding" in FIELDS[check.measure] else None
+        return of_responses or self._problem_of_measure(check, names)
+
+    def _problem_of_responses(self, check: Check, names: Sequence[str]) -> str | None:
+        """Whether the responses that the check is about are sampled."""
+        by_name = {one.name: one for one in self.decodings}
+        decoding = by_name.get(check.decoding or self.decodings[-1].name)
+        if decoding is None:
+            return f"the decoding {check.decoding!r} is none of {', '.join(by_name)}."
+        alike = [name for name in names if decoding.greedy and self.contestants[name].best_of is not None]
+        return f"{alike[0]!r} is the best of several samples, and has no greedy responses." if alike else None
+
+    def _problem_of_measure(self, check: Check, names: Sequence[str]) -> str | None:
+        contestants = {name: self.contestants[name] for name in names}
         if "win_rate" in check.measure:
             if (check.a, check.b) not in self.pairs:
                 return f"the pair with {check.b!r} is not judged; add it to pairs."
-            if check.judge is not None and check.judge not in self.judges:
+            if check.judge is not None and (self.judge_reward is not None or check.judge not in self.judges):
                 return f"{check.judge!r} raters do not judge; add them to judges."
-        if ("flag" in check.measure or "likert" in check.measure) and not set(names) <= set(self.rated):
-            return "such a claim needs ratings; add the contestants to rated."
+        if "flag" in check.measure or "likert" in check.measure:
+            if self.judge_reward is not None:
+                return "such a claim needs raters; a reward model judges here, and rates nothing."
+            if not set(names) <= set(self.rated):
+                return "such a claim needs ratings; add the contestants to rated."
         if check.measure == "gold_difference" and self.gold is None:
             return "give 'gold', the function that knows the true worth."
+        for name, one in contestants.items():
+            if check.measure == "reference_loss_difference" and one.reference is None:
+                return f"{name!r} has no reference; give it one."
+            if check.measure.startswith("text_loss_") and (one.best_of is not None or one.few_shot is not None):
+                return f"{name!r} is no plain model, so it has no loss on held-out text."
         return None
 
 
@@ -107,6 +127,7 @@ class Judged:
     prompt: Prompt
     preference: float
     length_a: int
+    """Characters, as raters see them: contestants may have different tokenizers."""
     length_b: int
     rater: str
     judge: str
@@ -142,8 +163,8 @@ def judge(
             decoding=name,
             prompt=prompts[place],
             preference=preference,
-            length_a=responses[a, name].num_tokens[place],
-            length_b=responses[b, name].num_tokens[place],
+            length_a=len(responses[a, name].responses[place].text),
+            length_b=len(responses[b, name].responses[place].text),
             rater=rater,
             judge=panel.group,
         )
@@ -152,7 +173,8 @@ def judge(
     for answer in answers:
         key, a, b, name = answer.key.rsplit(SEPARATOR, 3)  # a prompt's key is a user's, and may hold anything
         judged.append(as_judged(a, b, name, by_key[key], answer.preference, answer.rater))
-    return judged + [as_judged(*tie, 0.5, SAME_TEXT) for tie in ties]
+    # A tie counts as much as what was asked, however many judges each comparison has.
+    return judged + [as_judged(*tie, 0.5, SAME_TEXT) for tie in ties for _ in range(config.judges_per_comparison)]
 
 
 def _questions(

@@ -20,7 +20,13 @@ from tastemaker.records import Prompt
 from tastemaker.stages.evaluation.claims import Check
 from tastemaker.stages.evaluation.contestants import Responses, Sampled, finished_rate
 from tastemaker.stages.evaluation.judging import SAME_TEXT, EvaluationConfig, Judged
-from tastemaker.statistics import distinct_n, length_controlled_win_rate, win_rate
+from tastemaker.statistics import (
+    accuracy,
+    distinct_n,
+    length_controlled_win_rate,
+    paired_share_difference,
+    win_rate,
+)
 from tastemaker.store.tasks import Rating
 
 Row = TypeVar("Row")
@@ -86,7 +92,7 @@ class Tables:
         """Of the text loss that `a` adds to `base`, the share that `b` does not add; 0 where `a` adds none."""
         ours, theirs = self._both(check, self.text_losses)
         if check.base is None or check.base not in self.text_losses:
-            raise ConfigError(f"a check of {check.measure} needs 'base', a contestant with a held-out text loss.")
+            raise ConfigError(f"a claim speaks of {check.base!r}, for which there is no {check.measure}.")
         base = self.text_losses[check.base]
         sum_CF = np.stack([np.subtract(ours, theirs), np.subtract(ours, base)], axis=1)
 
@@ -116,11 +122,12 @@ class Tables:
         if not ours:
             raise ConfigError(f"a claim speaks of ratings of {check.a!r}, which was not rated on such prompts.")
         if check.b is None:
-            return mean_ci(list(ours.values()), list(ours))
+            return accuracy(list(ours.values()), list(ours))
         shared = [key for key in ours if key in values[check.b]]
         if not shared:
             raise ConfigError(f"a claim compares ratings of {check.a!r} and {check.b!r}, but they share no prompt.")
-        return mean_ci([ours[key] - values[check.b][key] for key in shared], shared)
+        both = [ours[key] for key in shared], [values[check.b][key] for key in shared]
+        return mean_ci(np.subtract(*both), shared) if check.flag is None else paired_share_difference(*both)
 
     def _rated(self, name: str, check: Check) -> dict[str, float]:
         return {
@@ -177,8 +184,8 @@ def controlled(rows: Sequence[Judged]) -> Estimate:
     """The win rate that `a` would have at equal length."""
     return length_controlled_win_rate(
         [row.preference for row in rows],
-        [max(1, row.length_a) for row in rows],
-        [max(1, row.length_b) for row in rows],
+        [row.length_a for row in rows],
+        [row.length_b for row in rows],
         [row.prompt.key for row in rows],
     )
 
