@@ -131,7 +131,7 @@ def _wins(run: Run, name: str, inks: Inks) -> Figure:
     if found.has_controlled:
         words += " The hollow mark below is the same comparison with the advantage of length taken out."
     return Figure(
-        title=f"How often {found.judge} {'prefer' if found.are_raters else 'prefers'} a model to its opponent",
+        title=f"Preferred by {found.judge}",
         subtitle=_origin(run),
         parts=tuple(Part(heading=f"Against {opponent.name}", panels=opponent.panels) for opponent in wanted),
         columns=2,
