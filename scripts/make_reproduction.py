@@ -54,8 +54,8 @@ Made by `python scripts/make_reproduction.py RUN...` from the runs' own `results
 
 The runs had one thread of a processor whose other core was busy. The large base was trained further after the runs of
 tiny, and their evaluations were made again with it; nothing else in them depends on it. All evaluations were computed
-once more from the kept responses and answers after two mends of their statistics (`CHANGELOG.md`), so the minutes below lack
-their first time: 1.2 to 1.5 for tiny, 4.2 for small, 0.6 for overoptimization.
+once more from the kept responses and answers after two mends of their statistics (`CHANGELOG.md`), so the minutes
+below lack their first time: 1.2 to 1.5 for tiny, 4.2 for small, 0.6 for overoptimization.
 
 ## Over-optimisation
 

@@ -222,6 +222,8 @@ def test_an_unknown_word_is_no_stop_text() -> None:
     [
         "{{ messages | length }} turns: {{ messages[0].content }}",
         "{% if messages | length == 1 %}Q: {% else %}Chat: {% endif %}{{ messages[0].content }} A:",
+        "{% for m in messages %}{{ m.role }}:{{ m.content }} {% endfor %}"
+        "{% if add_generation_prompt %}{{ 'assistant: \\n' }}{% endif %}",
     ],
 )
 def test_a_template_that_rewrites_the_prompt_is_refused(template: str) -> None:

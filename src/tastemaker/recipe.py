@@ -20,7 +20,7 @@ from tastemaker.ranges import check_range, check_seed_and_threads
 from tastemaker.stages.comparisons import ComparisonsConfig
 from tastemaker.stages.demonstrations import DemonstrationsConfig
 from tastemaker.stages.dpo import DpoConfig
-from tastemaker.stages.evaluation import EvaluationConfig
+from tastemaker.stages.evaluation import Check, EvaluationConfig
 from tastemaker.stages.ppo import PpoConfig
 from tastemaker.stages.prompts import PromptsConfig
 from tastemaker.stages.reward import RewardConfig
@@ -189,19 +189,19 @@ class Recipe:
             _require(evaluation.judge_reward, self.reward, "evaluation: judge_reward", "reward")
         for claim in evaluation.claims:
             for check in claim.checks:
-                if check.measure.startswith("reward_"):
-                    for variant in (check.a, check.b):
-                        if variant is not None:
-                            _require(variant, self.reward, f"claim {claim.id}", "reward")
-                if check.measure == "reward_accuracy_drop" and (
-                    self.comparisons is None or self.comparisons.source is not None
-                ):
-                    raise ConfigError(
-                        f"claim {claim.id}: {check.measure} needs rankings by held-out raters, which only collected "
-                        "comparisons have."
-                    )
-                if check.measure.startswith("text_loss_") and self.text is None:
-                    raise ConfigError(f"claim {claim.id}: {check.measure} needs text; give a [text] section.")
+                self._check_measure(check, f"claim {claim.id}: {check.measure}")
+
+    def _check_measure(self, check: Check, where: str) -> None:
+        """Whether the recipe has what a claim's number is computed from."""
+        if check.measure.startswith("reward_"):
+            for variant in (check.a, check.b):
+                if variant is not None:
+                    _require(variant, self.reward, where, "reward")
+        collected = self.comparisons is not None and self.comparisons.source is None
+        if check.measure == "reward_accuracy_drop" and not collected:
+            raise ConfigError(f"{where} needs rankings by held-out raters, which only collected comparisons have.")
+        if check.measure.startswith("text_loss_") and self.text is None:
+            raise ConfigError(f"{where} needs text; give a [text] section.")
 
     def _check_model(self, model: str, where: str) -> None:
         """A name such as "sft/NAME" must be of a variant of this recipe; anything else is a model source."""

@@ -7,6 +7,7 @@ Dimensions in names: N packed tokens, M selected places, D hidden size.
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor, nn
 
 from tastemaker.errors import ModelError
@@ -30,5 +31,8 @@ class SharedValue(nn.Module):
         return self.read(self.policy_trunk.hidden(packed), source_M)
 
     def read(self, hidden_ND: Tensor, source_M: Tensor) -> Tensor:
-        value_M1: Tensor = self.head(hidden_ND.index_select(0, source_M).float())
+        """The head's output at the packed places `source_M`, in fp32 whatever the trunk runs in."""
+        hidden_MD = hidden_ND.index_select(0, source_M)
+        with torch.autocast(hidden_MD.device.type, enabled=False):
+            value_M1: Tensor = self.head(hidden_MD.float())
         return value_M1[:, 0]

@@ -116,9 +116,10 @@ def length_controlled_win_rate(
     """The win rate that the first model would have if the two responses were equally long.
 
     Logistic regression of the preference on an intercept and log(length a / length b); the rate is the sigmoid of the
-    intercept. Lengths are in any unit that is the same for both; an empty response counts as one. One invented cluster of average size, half won and half lost at
-    a typical length ratio of either sign, keeps the fit finite where one model wins always or the longer one does; it
-    enters the cluster-robust variance too, so that such an interval is wide and not a point.
+    intercept. Lengths are in any unit that is the same for both; an empty response counts as one. One invented
+    cluster of average size, half won and half lost at a typical length ratio of either sign, keeps the fit finite
+    where one model wins always or the longer one does; it enters the cluster-robust variance too, so that such an
+    interval is wide and not a point.
     """
     preference = checked_numbers("preference_N", preference_N, low=0, high=1)
     length_a = checked_numbers("length_a_N", length_a_N, low=0)

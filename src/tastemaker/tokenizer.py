@@ -175,7 +175,7 @@ def _check_template(tokenizer: Tokenizer, source: str) -> None:
         whole = str(apply(turns, tokenize=False))
     except Exception as error:  # templates run arbitrary Jinja code
         raise ModelError(f"the chat template of {source} fails on a plain question and reply: {error}.") from error
-    if not whole.startswith(prompt.rstrip()):
+    if not whole.startswith(prompt):
         raise ModelError(
             f"the chat template of {source} renders a prompt differently once a reply follows "
             f"({prompt!r} is not a prefix of {whole!r}). Use a template whose prompt stays as it is."

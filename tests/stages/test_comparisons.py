@@ -63,6 +63,12 @@ def test_sources_take_turns(base: str, tmp_path: Path) -> None:
         assert set(drawn.sources) == {"sft/a", "sft/b"}
 
 
+def test_a_source_that_would_never_respond_is_refused() -> None:
+    with pytest.raises(ConfigError, match="responses_per_prompt is 2, but there are 3 sources"):
+        config(responses_per_prompt=2, sources=["sft/a", "sft/b", "sft/c"])
+    assert config(responses_per_prompt=3, sources=["sft/a", "sft/b", "sft/c"]).responses_per_prompt == 3
+
+
 def test_what_is_said_twice_is_shown_once_and_a_single_response_is_not_ranked(base: str) -> None:
     greedy = config(decoding={"max_new_tokens": 4, "greedy": True}, sources=["sft/a"])
     assert sample_candidates({"sft/a": load_policy(base)}, PROMPTS, greedy, seed=0) == []

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,7 @@ from tastemaker.config import from_mapping
 from tastemaker.errors import ModelError
 from tastemaker.halves import in_part
 from tastemaker.metrics import read_metrics
-from tastemaker.records import Ranking, Response
+from tastemaker.records import Ranking, Response, with_about
 from tastemaker.stages.dpo import DpoConfig, as_pairs, correct_pairs, pair_logprobs, train_dpo
 from tastemaker.training import Trainer
 
@@ -122,6 +123,19 @@ def test_pairs_are_the_untied_ones_each_closed_as_it_was_sampled(base: str) -> N
         ((12, 2), (2,)),
     ]
     assert as_pairs([ranking("w5", ["w6", "w7"], ((0, 1),))], policy) == []
+
+
+def test_pairs_of_one_text_are_left_out(base: str) -> None:
+    """`w6` stands twice, with `w7` in between: of three untied pairs two are of different texts."""
+    pairs = as_pairs([ranking("w5", ["w6", "w7", "w6"], ((0,), (1,), (2,)))], load_policy(base))
+    assert [(pair.chosen_ids, pair.rejected_ids) for pair in pairs] == [((10, 2), (11, 2)), ((11, 2), (10, 2))]
+
+
+def test_pairs_are_grouped_by_their_conversation_and_not_by_their_row(base: str) -> None:
+    rows = [ranking(text, ["w6", "w7"], ((0,), (1,)), rater=rater) for text in ("w5", "w8") for rater in "ab"]
+    named = [replace(row, prompt=with_about(row.prompt, id=str(number))) for number, row in enumerate(rows)]
+    first, second, third, fourth = (pair.prompt for pair in as_pairs(named, load_policy(base)))
+    assert first == second != third == fourth
 
 
 def test_of_a_longer_prompt_the_end_is_learned_from(base: str) -> None:

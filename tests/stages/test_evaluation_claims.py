@@ -1,4 +1,4 @@
-"""Which claims an evaluation can measure, found before anything is trained; and shares, whose intervals have a width."""
+"""Which claims an evaluation can measure, found before training; and shares, whose intervals have a width."""
 
 from __future__ import annotations
 

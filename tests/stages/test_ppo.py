@@ -17,7 +17,7 @@ from torch import Tensor
 
 from tastemaker.checkpoint import load_policy, load_reward_model, new_reward_model, save_reward_model
 from tastemaker.config import from_mapping
-from tastemaker.errors import DataError, TrainingError
+from tastemaker.errors import ConfigError, DataError, TrainingError
 from tastemaker.generation import FinishReason, Rollout
 from tastemaker.lora import adapters_off
 from tastemaker.metrics import read_metrics
@@ -26,6 +26,7 @@ from tastemaker.packing import pack
 from tastemaker.records import Messages, Text
 from tastemaker.responses import as_response
 from tastemaker.scoring import FunctionScorer, ModelScorer
+from tastemaker.shared_value import SharedValue
 from tastemaker.stages.ppo import Experience, PpoConfig, PpoRun, train_ppo
 
 CPU = torch.device("cpu")
@@ -306,6 +307,65 @@ def test_a_shared_trunk_trains_policy_and_value_together(base: str) -> None:
     assert metrics["value_loss"] > 0
     assert any((before[name] != now).any() for name, now in weights(run.policy).items())
     assert float(experience_of(run, 1).value_BT.abs().max()) > 0
+
+
+def test_the_policys_loss_is_reported_without_the_value_functions(base: str) -> None:
+    """Before the only step of an iteration, how much the value's loss weighs does not touch the policy's."""
+    light, heavy, separate = (
+        run_of(base, minibatches=1, **changes).step(0)
+        for changes in (
+            {"value_function": "shared", "value_coef": 0.0},
+            {"value_function": "shared", "value_coef": 50.0},
+            {"value_function": "separate"},
+        )
+    )
+    assert heavy["value_loss"] == light["value_loss"] > 0.01
+    assert heavy["policy_loss"] == light["policy_loss"]
+    assert heavy["grad_norm"] > light["grad_norm"]
+    assert abs(separate["policy_loss"]) < 1e-5, "whitened advantages at ratio 1"
+
+
+@pytest.mark.parametrize("value", ["float32", "bfloat16"])
+def test_each_network_is_read_in_the_precision_that_it_is_trained_in(
+    base: str, monkeypatch: pytest.MonkeyPatch, value: str
+) -> None:
+    """Else values are clipped around values of another precision, though nothing was trained in between."""
+    policy = "float32" if value == "bfloat16" else "bfloat16"
+    rates = {"learning_rate": 0.05, "schedule": "constant"}
+    run = run_of(base, policy=rates | {"precision": policy}, value=rates | {"precision": value})
+    seen: dict[str, set[bool]] = {"policy": set(), "value": set()}
+
+    def spy(name: str, function: Any) -> Any:
+        def spied(*arguments: Any) -> Tensor:
+            seen[name].add(torch.is_autocast_enabled("cpu"))
+            found: Tensor = function(*arguments)
+            return found
+
+        return spied
+
+    monkeypatch.setattr(run, "_values", spy("value", run._values))
+    monkeypatch.setattr(run, "_logprobs", spy("policy", run._logprobs))
+    run.step(0)
+    assert seen == {"policy": {policy == "bfloat16"}, "value": {value == "bfloat16"}}
+
+
+def test_a_shared_value_is_not_rounded(base: str) -> None:
+    run = run_of(base, value_function="shared")
+    assert isinstance(run.value, SharedValue)
+    torch.nn.init.normal_(run.value.head.weight, generator=torch.Generator().manual_seed(0))
+    hidden_ND = torch.randn(7, 1, generator=torch.Generator().manual_seed(1)) * torch.ones(run.value.head.in_features)
+    hidden_ND = hidden_ND.bfloat16()
+    source_M = torch.tensor([0, 2, 5])
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        value_M = run.value.read(hidden_ND, source_M)
+    expected_M = hidden_ND[source_M].double() @ run.value.head.weight[0].double()
+    torch.testing.assert_close(value_M.double(), expected_M, rtol=1e-6, atol=1e-6)
+
+
+@pytest.mark.parametrize("name", ["policy", "value"])
+def test_a_warm_up_that_would_be_ignored_is_refused(name: str) -> None:
+    with pytest.raises(ConfigError, match=rf"{name}\.warmup_steps is 5.*warmup_iterations"):
+        config(**{name: {"learning_rate": 0.05, "warmup_steps": 5}})
 
 
 def test_lora_trains_adapters_alone_and_keeps_the_reference_exact(base: str) -> None:

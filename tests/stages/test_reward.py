@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Sequence
+from dataclasses import replace
 from functools import partial
 from itertools import combinations
 from pathlib import Path
@@ -23,7 +24,7 @@ from tastemaker.errors import DataError
 from tastemaker.metrics import read_metrics
 from tastemaker.model import RewardModel
 from tastemaker.packing import pack
-from tastemaker.records import Prompt, Ranking, Response
+from tastemaker.records import Prompt, Ranking, Response, with_about
 from tastemaker.scoring import ModelScorer
 from tastemaker.stages import reward
 from tastemaker.stages.reward import (
@@ -35,6 +36,7 @@ from tastemaker.stages.reward import (
     measure,
     scored_pairs,
     train_reward_model,
+    write_pairs,
 )
 from tastemaker.training import OptimizerConfig, Trainer
 
@@ -42,6 +44,11 @@ CPU = torch.device("cpu")
 RANKINGS = [
     ranking(f"w{n} w3", ["w5 w7", f"w6 w{n}", "w6"], ((0,), (1, 2)), rater=f"rater {n % 3}") for n in range(20, 51)
 ]
+
+
+def with_row_ids(rows: Sequence[Ranking]) -> list[Ranking]:
+    """An `id` that belongs to the row, as many files have it, and not to the prompt."""
+    return [replace(row, prompt=with_about(row.prompt, id=str(number))) for number, row in enumerate(rows, 1)]
 
 
 def config(**changes: Any) -> RewardConfig:
@@ -113,7 +120,32 @@ def test_several_raters_of_the_same_responses_are_one_element(base: str) -> None
         ranking("w3", ["w5", "w7"], ((0,), (1,)), rater="a"),
         ranking("w4", ["w5", "w6"], ((0, 1),), rater="a"),
     ]
-    assert [element.ranks for element in as_elements(rows, model)] == [((0, 1), (1, 0)), ((0, 1),)]
+    expected = [((0, 1), (1, 0), (0, 0)), ((0, 1),)]
+    assert [element.ranks for element in as_elements(rows, model)] == expected
+    assert [element.ranks for element in as_elements(with_row_ids(rows), model)] == expected
+
+
+@pytest.mark.parametrize(("normalize", "divisor"), [("pairs", 3), ("all", 3 * 3)])
+def test_a_wholly_tied_ranking_counts_among_all_pairs(base: str, normalize: Any, divisor: int) -> None:
+    """Three responses, three raters: the first ties none of the three pairs, the others all of them."""
+    model = new_reward_model(base, seed=0)
+    texts = ["w5", "w6 w7 w8", "w9 w10"]
+    orders = (((1,), (0,), (2,)), ((0, 1, 2),), ((2, 1, 0),))
+    rows = [ranking("w3 w4", texts, order, rater=str(place)) for place, order in enumerate(orders)]
+    (element,) = as_elements(rows, model)
+    loss = element_loss(model, normalize, [element], 1.0)
+    score_K = [model.scores(pack([ids]))[0] for ids in element.sequences]
+    kept = [-logsigmoid(score_K[better] - score_K[worse]) for better, worse in ((1, 0), (1, 2), (0, 2))]
+    assert loss.value.item() == pytest.approx(torch.stack(kept).sum().item() / divisor, abs=1e-6)
+
+
+def test_the_metrics_leave_out_pairs_of_one_text(base: str) -> None:
+    """`w5` twice, in between `w6`: of three untied pairs two are of different texts."""
+    model = new_reward_model(base, seed=0)
+    (element,) = as_elements([ranking("w3", ["w5", "w6", "w5"], ((0,), (1,), (2,)))], model)
+    sums = element_loss(model, "pairs", [element], 1.0).sums
+    assert sums["pairs"] == 2
+    assert sums["correct"] == 1, "w6 scores either higher or lower than both"
 
 
 def test_responses_are_read_where_they_end(base: str) -> None:
@@ -198,6 +230,20 @@ def test_accuracy_counts_untied_pairs_of_different_texts() -> None:
     assert found["ci95"][0] < found["accuracy"] < found["ci95"][1]
 
 
+def test_ids_of_rows_do_not_make_one_prompt_several(tmp_path: Path) -> None:
+    """Four raters of five prompts who all agree about one prompt: five clusters, however the rows are called."""
+    rows = [
+        ranking(f"w{n}", ["w1 w2", "w1"], ((n % 2,), (1 - n % 2,)), rater=f"rater {rater}")
+        for n in range(20, 25)
+        for rater in range(4)
+    ]
+    pairs, named = (scored_pairs(ByLength(), given) for given in (rows, with_row_ids(rows)))  # type: ignore[arg-type]
+    assert measure(named) == measure(pairs)
+    write_pairs(tmp_path / "pairs.jsonl", named)
+    written = [json.loads(line)["prompt"] for line in (tmp_path / "pairs.jsonl").read_text().splitlines()]
+    assert written == [str(4 * place + 1) for place in range(5) for _ in range(4)]
+
+
 def test_folds_hold_out_raters_and_prompts(base: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     trained_on: list[list[Ranking]] = []
     measured_on: list[list[Ranking]] = []
@@ -251,6 +297,54 @@ def test_no_fold_trains_on_a_prompt_that_it_measures_though_every_rater_ranked_i
         assert {row.author.rater for row in fold.own} == {f"rater {n}" for n in range(5) if n != number}
         asides.append(frozenset(own))
     assert len(set(asides)) == 5, "every fold sets others aside"
+
+
+def test_folds_are_of_conversations_and_not_of_rows() -> None:
+    """20 prompts, each ranked by 5 raters, in 100 rows with ids of their own."""
+    rows = [
+        ranking(f"w{n}", ["w5", f"w6 w{n}"], ((0,), (1,)), rater=f"rater {rater}")
+        for n in range(20, 40)
+        for rater in range(5)
+    ]
+    for fold in reward.rater_folds(with_row_ids(rows), 5):
+        trained, own, held_out = (
+            {row.prompt.messages for row in part} for part in (fold.train, fold.own, fold.held_out)
+        )
+        assert len(own) == 2
+        assert own == held_out
+        assert not trained & own
+        assert len(trained | own) == 20
+
+
+def test_the_prompts_set_aside_are_a_tenth_in_the_order_of_their_ids() -> None:
+    rows = [
+        replace(row, prompt=with_about(row.prompt, id=f"p{99 - n}"))
+        for n in range(20)
+        for rater in range(2)
+        for row in [ranking(f"w{n + 20}", ["w5", f"w6 w{n}"], ((0,), (1,)), rater=f"rater {rater}")]
+    ]
+    asides = [{row.prompt.key for row in fold.own} for fold in reward.rater_folds(rows, 2)]
+    assert asides == [{"p80", "p90"}, {"p81", "p91"}]
+
+
+TIED = ranking("w3", ["w5", "w6"], ((0, 1),))
+ONE_TEXT = ranking("w3", ["w5", "w5"], ((0,), (1,)))
+
+
+@pytest.mark.parametrize("kind", ["validation", "held_out_raters"])
+@pytest.mark.parametrize("row", [TIED, ONE_TEXT], ids=["tied", "one text"])
+def test_rankings_that_measure_nothing_are_refused_before_training(
+    base: str, tmp_path: Path, kind: str, row: Ranking
+) -> None:
+    with pytest.raises(DataError, match="the rankings to measure on have no untied pair of different responses"):
+        train(tmp_path, base, config(), **{kind: [row]})
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_fold_that_could_compare_nothing_but_one_text_is_refused() -> None:
+    rows = [ranking(f"w{n}", ["w5", "w5"], ((0,), (1,)), rater=f"rater {n % 2}") for n in range(20, 40)]
+    with pytest.raises(DataError, match="fold 1 has no untied ranking left to train on"):
+        reward.rater_folds(rows, 2)
 
 
 def test_folds_that_leave_nothing_to_measure_are_refused_before_training(base: str, tmp_path: Path) -> None:

@@ -107,11 +107,17 @@ def test_the_last_epoch_alone_is_kept_where_nobody_chooses(base: str, tmp_path: 
     assert len(read_metrics(tmp_path / "last" / "metrics.jsonl")) == 2 * 3
 
 
-@pytest.mark.parametrize(("mix", "texts"), [(0.0, 0), (0.25, 1), (0.5, 3), (0.1, 0)])
+@pytest.mark.parametrize(
+    ("mix", "texts"),
+    [(0.0, [0] * 6), (0.25, [1] * 6), (0.3, [1] * 6), (0.5, [3] * 6), (0.1, [1, 0, 0] * 2), (0.14, [1, 0] * 3)],
+)
 def test_the_mix_is_a_share_of_the_batch(
-    base: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, mix: float, texts: int
+    base: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, mix: float, texts: list[int]
 ) -> None:
-    """With m texts beside 3 demonstrations, m / (m + 3) is the share: 1 of 4, 3 of 6."""
+    """With m texts beside 3 demonstrations, m / (m + 3) is the share: 1 of 4, 3 of 6; 1/3 of a text to have 1 of 10.
+
+    At 0.3 the nearest to 9/7 of a text is one; at 0.14 it would be none of 0.488, so every second batch has one.
+    """
     batches: list[list[Example]] = []
     denominators: list[float] = []
     step = Trainer.step
@@ -125,12 +131,15 @@ def test_the_mix_is_a_share_of_the_batch(
         return step(self, parts, loss_fn, number)
 
     monkeypatch.setattr(Trainer, "step", spy)
-    train(tmp_path, base, config(epochs=1, pretraining_mix=mix), pretraining=TEXTS)
-    for batch, denominator in zip(batches, denominators, strict=True):
+    train(tmp_path, base, config(epochs=2, pretraining_mix=mix), pretraining=TEXTS)
+    drawn: list[Example] = []
+    for batch, denominator, expected in zip(batches, denominators, texts, strict=True):
         mixed_in = [example for example in batch if example.start == 1]
-        assert len(mixed_in) == texts
+        assert len(mixed_in) == expected
+        drawn += mixed_in
         assert denominator == sum(example.num_predicted for example in batch)
         assert all(len(example.ids) == 10 for example in mixed_in), "9 words and <eos>"
+    assert len(set(drawn[:5])) == min(5, len(drawn)), "without replacement"
 
 
 def test_every_demonstration_is_seen_once_an_epoch(base: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -52,6 +52,11 @@ class ComparisonsConfig:
         check_range(self, "validation", least=0)
         if self.source is None and not self.sources:
             raise ConfigError("sources is empty; name the policies whose responses are ranked, as 'sft/baseline'.")
+        if len(self.sources) > self.responses_per_prompt and self.source is None:
+            raise ConfigError(
+                f"responses_per_prompt is {self.responses_per_prompt}, but there are {len(self.sources)} sources, "
+                "which take turns, so that some would never respond; name fewer, or raise responses_per_prompt."
+            )
         if self.source is not None:
             meaningless = [
                 one.name

@@ -6,8 +6,8 @@ Log-probs are sums over response tokens, the end token included, never means. IP
 smoothing (conservative DPO) are variants of the loss.
 
 The share of pairs whose implicit reward, beta (log pi - log pi_ref), is higher for the chosen response is reported on
-held-out rankings: DPO's answer to the reward model's accuracy. Where the two are equal, as all are at step 0, a pair
-counts half.
+held-out rankings: DPO's answer to the reward model's accuracy, and as there over pairs of different texts. Where the
+two are equal, as all are at step 0, a pair counts half.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from tastemaker.losses import dpo_loss
 from tastemaker.model import LanguageModel, check_fits
 from tastemaker.packing import microbatches, pack, response_sources
 from tastemaker.ranges import check_range
-from tastemaker.records import Ranking
+from tastemaker.records import Messages, Ranking
 from tastemaker.statistics import accuracy
 from tastemaker.training import Loss, OptimizerConfig, Trainer
 from tastemaker.training.loop import ModuleState, run_steps
@@ -80,7 +80,7 @@ class DpoConfig:
 class Pair:
     """A prompt with its chosen and its rejected response, each closed as it was sampled."""
 
-    prompt_key: str
+    prompt: Messages
     prompt_ids: tuple[int, ...]
     chosen_ids: tuple[int, ...]
     rejected_ids: tuple[int, ...]
@@ -150,19 +150,22 @@ def train_dpo(
 
 
 def as_pairs(rankings: Sequence[Ranking], policy: LanguageModel, max_prompt_tokens: int | None = None) -> list[Pair]:
-    """Every untied pair of every ranking, best first; of a longer prompt only its last `max_prompt_tokens`."""
+    """Every untied pair of every ranking, best first; of a longer prompt only its last `max_prompt_tokens`.
+
+    Two responses of one text are no pair: whichever was preferred, there is nothing to learn or to measure.
+    """
     tokenizer, pairs = policy.tokenizer, []
     for ranking in rankings:
         prompt_ids = tuple(tokenizer.prompt_ids(ranking.prompt.messages))
         if max_prompt_tokens is not None:
             prompt_ids = prompt_ids[-max_prompt_tokens:]
         ids = [tuple(tokenizer.response_ids(r.text, finished=r.finished)) for r in ranking.responses]
-        ranks = ranking.ranks
+        ranks, texts = ranking.ranks, [response.text for response in ranking.responses]
         pairs += [
-            Pair(ranking.prompt.key, prompt_ids, ids[better], ids[worse])
+            Pair(ranking.prompt.messages, prompt_ids, ids[better], ids[worse])
             for better in range(len(ids))
             for worse in range(len(ids))
-            if ranks[better] < ranks[worse] and ids[better] and ids[worse]
+            if ranks[better] < ranks[worse] and texts[better] != texts[worse] and ids[better] and ids[worse]
         ]
     check_fits([pair.cost // 2 for pair in pairs], policy.context, what="pairs")
     return pairs
@@ -232,5 +235,5 @@ def _measure(
 ) -> dict[str, Any]:
     logprob_P2 = pair_logprobs(policy, pairs, config, trainer)
     correct_P = correct_pairs(logprob_P2, reference_P2)
-    estimate = accuracy(correct_P.tolist(), [pair.prompt_key for pair in pairs])
+    estimate = accuracy(correct_P.tolist(), [pair.prompt for pair in pairs])
     return {"accuracy": estimate.value, "n": estimate.n, "ci95": [estimate.ci95.low, estimate.ci95.high]}

@@ -15,7 +15,7 @@ Dimensions in names: B rollouts, T response tokens, M the response tokens of a m
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from functools import partial
@@ -131,6 +131,12 @@ class PpoConfig:
             raise ConfigError("decoding is greedy, but policy gradients need sampled responses; set greedy = false.")
         if self.old_logprobs == "sampler" and self.policy.precision != "float32":
             raise ConfigError("old_logprobs = 'sampler' needs precision = 'float32'; in bf16 the two differ too much.")
+        for name, optimizer in (("policy", self.policy), ("value", self.value)):
+            if optimizer.warmup_steps:
+                raise ConfigError(
+                    f"{name}.warmup_steps is {optimizer.warmup_steps}, but in PPO warmup_iterations says how long "
+                    f"rates rise; set that, and leave {name}.warmup_steps out."
+                )
         if self.lora is not None and self.value_function == "shared":
             raise ConfigError("value_function = 'shared' cannot train a frozen trunk; use 'separate' with lora.")
 
@@ -305,7 +311,7 @@ class PpoRun:
         old_logprob_BT = read(partial(self._logprobs, self.policy)) if config.old_logprobs == "trainer" else sampled_BT
         with adapters_off(self.policy.library) if config.lora is not None else nullcontext():
             ref_logprob_BT = read(partial(self._logprobs, self.reference))
-        value_BT = read(self._values)
+        value_BT = read(self._values, self.value_trainer)
 
         responses = [as_response(self.policy, rollout) for rollout in rollouts]
         score_B = torch.tensor(self.scorer([self.prompts[index] for index in chosen], responses))
@@ -414,13 +420,21 @@ class PpoRun:
     # Reading log-probs and values of whole responses.
 
     def _read_rows(
-        self, sequences: Sequence[tuple[int, ...]], prompts: Sequence[int], responses: Sequence[int], read: Any
+        self,
+        sequences: Sequence[tuple[int, ...]],
+        prompts: Sequence[int],
+        responses: Sequence[int],
+        read: Callable[[Packed, Tensor], Tensor],
+        trainer: Trainer | None = None,
     ) -> Tensor:
-        """`read(packed, source_M)` over micro-batches, as `[B, T]` in the order of `sequences`."""
+        """`read(packed, source_M)` over micro-batches, as `[B, T]` in the order of `sequences`.
+
+        In the precision of `trainer`, by default the policy's.
+        """
         parts: list[Tensor | None] = [None] * len(sequences)
         for group in microbatches([len(ids) for ids in sequences], budget=self.config.microbatch_tokens):
             packed, source_M = self._pack(sequences, prompts, responses, group)
-            with self.policy_trainer.autocast():
+            with (trainer or self.policy_trainer).autocast():
                 value_M = read(packed, source_M).float()
             for index, part in zip(group, torch.split(value_M, [responses[i] for i in group]), strict=True):
                 parts[index] = part
@@ -472,6 +486,7 @@ class PpoRun:
         loss = policy_loss(logprob_BT, old_BT, advantage_BT, mask_BT, clip=config.clip, num_tokens=num_tokens)
         sums = ratio_sums(logprob_BT.detach(), old_BT, advantage_BT, mask_BT, clip=config.clip)
         self.ratio_max = max(self.ratio_max, sums.pop("largest"))
+        sums["policy_loss"] = float(loss.detach())
         if hidden_ND is not None and isinstance(self.value, SharedValue):
             value_BT, _ = self._as_rows(self.value.read(hidden_ND, source_M), experience, group)
             error = self._value_error(value_BT, experience, rows, num_tokens)
@@ -544,7 +559,7 @@ class PpoRun:
     ) -> dict[str, float]:
         tokens = sum(report.sums["tokens"] for report in policy)
         metrics = {
-            "policy_loss": sum(report.loss for report in policy) / len(policy),
+            "policy_loss": sum(report.sums["policy_loss"] for report in policy) / len(policy),
             "grad_norm": sum(report.grad_norm for report in policy) / len(policy),
             "learning_rate": policy[-1].learning_rate,
             "clip_fraction": sum(report.sums["clipped"] for report in policy) / tokens,

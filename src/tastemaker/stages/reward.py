@@ -2,7 +2,8 @@
 
 All pairs of one prompt's responses form one batch element, so each response goes through the model once per epoch; the
 paper found that shuffling the pairs as independent examples overfits in a single pass. Several raters' rankings of the
-same responses are one element too. Ties are dropped. One epoch, cosine to 10 %, 64 prompts a batch.
+same responses are one element too. Ties are dropped. One epoch, cosine to 10 %, 64 prompts a batch. What is one prompt
+is told by its messages here: an `id` may be the row's, and the rows of several raters then have several.
 
 After training the offset is set so that the demonstrations score 0 on average (section 3.5; no scaling of variance).
 The score is read at the last token: the end token, or the last token of a response that was cut off.
@@ -34,7 +35,7 @@ from tastemaker.losses import ranking_loss
 from tastemaker.model import RewardModel
 from tastemaker.packing import microbatches, pack
 from tastemaker.ranges import check_range
-from tastemaker.records import Demonstration, Prompt, Ranking, Response
+from tastemaker.records import Demonstration, Messages, Prompt, Ranking, Response
 from tastemaker.scoring import ModelScorer, encode_for_reward
 from tastemaker.statistics import accuracy, calibration_curve
 from tastemaker.training import Loss, OptimizerConfig, Trainer
@@ -107,11 +108,14 @@ def train_reward_model(
     both are only measured on.
 
     Raises:
-        DataError: no ranking has an untied pair.
+        DataError: no ranking has an untied pair, or none of those to measure on.
     """
     rankings = [ranking for ranking in rankings if in_part(ranking.prompt, config.part)]
     if not any(len(ranking.order) > 1 for ranking in rankings):
         raise DataError("no ranking prefers one response to another, so there is nothing to learn; give untied ones.")
+    check_measurable(validation or rankings)
+    if held_out_raters:
+        check_measurable(held_out_raters)
     folds = rater_folds(rankings, config.cross_validation_folds)
     model = _train(folder, config, init, rankings, validation, device, seed, name=f"reward {folder.name}")
     scorer = ModelScorer(model, budget=config.microbatch_tokens, precision=config.optimizer.precision)
@@ -136,16 +140,18 @@ def train_reward_model(
 
 
 def as_elements(rankings: Sequence[Ranking], model: RewardModel) -> list[Element]:
-    """Group rankings of the same responses to the same prompt, and encode each response once."""
-    groups: dict[tuple[str, tuple[Response, ...]], list[Ranking]] = {}
+    """Group rankings of the same responses to the same prompt, and encode each response once.
+
+    A wholly tied ranking stays beside others, since `normalize = "all"` counts its pairs; alone it teaches nothing.
+    """
+    groups: dict[tuple[Messages, tuple[Response, ...]], list[Ranking]] = {}
     for ranking in rankings:
-        groups.setdefault((ranking.prompt.key, ranking.responses), []).append(ranking)
+        groups.setdefault((ranking.prompt.messages, ranking.responses), []).append(ranking)
     elements = []
     for (_, responses), group in groups.items():
-        sequences = tuple(tuple(encode_for_reward(model, group[0].prompt, response)) for response in responses)
-        ranks = tuple(ranking.ranks for ranking in group if len(ranking.order) > 1)
-        if ranks:
-            elements.append(Element(sequences, ranks))
+        if any(len(ranking.order) > 1 for ranking in group):
+            sequences = tuple(tuple(encode_for_reward(model, group[0].prompt, response)) for response in responses)
+            elements.append(Element(sequences, tuple(ranking.ranks for ranking in group)))
     return elements
 
 
@@ -233,7 +239,10 @@ def _groups(batch: Sequence[Element], budget: int) -> list[list[Element]]:
 def element_loss(
     model: RewardModel, normalize: Literal["pairs", "all"], batch: Sequence[Element], num_prompts: float
 ) -> Loss:
-    """Eq. 1 summed over the batch's prompts, divided by `num_prompts`; sums of correct pairs, pairs and score gaps."""
+    """Eq. 1 summed over the batch's prompts, divided by `num_prompts`; sums of correct pairs, pairs and score gaps.
+
+    The sums are over untied pairs that the model can tell apart: equal sequences have equal scores.
+    """
     packed = pack([ids for element in batch for ids in element.sequences]).to(model.device)
     score_S = model.scores(packed)
     total = score_S.new_zeros(())
@@ -243,7 +252,8 @@ def element_loss(
         rank_RK = torch.tensor(element.ranks, device=score_K.device)
         total = total + ranking_loss(score_K, rank_RK, normalize=normalize)
         with torch.no_grad():
-            better_KK = (rank_RK[:, :, None] < rank_RK[:, None, :]).sum(0)
+            distinct_KK = torch.tensor([[one != other for other in element.sequences] for one in element.sequences])
+            better_KK = (rank_RK[:, :, None] < rank_RK[:, None, :]).sum(0) * distinct_KK.to(score_K.device)
             gap_KK = score_K[:, None] - score_K[None, :]
             sums["correct"] += float((better_KK * (gap_KK > 0)).sum())
             sums["pairs"] += float(better_KK.sum())
@@ -273,21 +283,33 @@ def scored_pairs(scorer: ModelScorer, rankings: Sequence[Ranking]) -> list[Score
     pairs = []
     for ranking in rankings:
         score_of = [next(scores) for _ in ranking.responses]
-        for better, rank in enumerate(ranking.ranks):
-            for worse, other in enumerate(ranking.ranks):
-                first, second = ranking.responses[better], ranking.responses[worse]
-                if rank < other and first.text != second.text:
-                    gap = score_of[better] - score_of[worse]
-                    pairs.append(ScoredPair(ranking=ranking, better=first, worse=second, gap=gap))
+        for better, worse in untied_pairs(ranking):
+            first, second, gap = ranking.responses[better], ranking.responses[worse], score_of[better] - score_of[worse]
+            pairs.append(ScoredPair(ranking=ranking, better=first, worse=second, gap=gap))
     return pairs
+
+
+def untied_pairs(ranking: Ranking) -> list[tuple[int, int]]:
+    """The pairs of responses with different texts that the rater did not tie, as places: better, worse."""
+    ranks, texts = ranking.ranks, [response.text for response in ranking.responses]
+    places = range(len(ranks))
+    return [(one, two) for one in places for two in places if ranks[one] < ranks[two] and texts[one] != texts[two]]
+
+
+def check_measurable(rankings: Sequence[Ranking]) -> None:
+    """Refuse rankings that `measure` would refuse, before anything is trained.
+
+    Raises:
+        DataError: they have no untied pair of different responses.
+    """
+    if not any(untied_pairs(ranking) for ranking in rankings):
+        raise DataError("the rankings to measure on have no untied pair of different responses.")
 
 
 def measure(pairs: Sequence[ScoredPair]) -> dict[str, Any]:
     """Accuracy on untied pairs of responses with different texts, its interval by prompt, and calibration."""
-    if not pairs:
-        raise DataError("the rankings to measure on have no untied pair of different responses.")
     gaps, agreed = [pair.gap for pair in pairs], [pair.agreed for pair in pairs]
-    clusters = [pair.ranking.prompt.key for pair in pairs]
+    clusters = [pair.ranking.prompt.messages for pair in pairs]
     estimate = accuracy(agreed, clusters)
     curve = calibration_curve(gaps, agreed, bins=min(8, max(1, len(gaps) // 25)), cluster_N=clusters)
     return {
@@ -304,10 +326,11 @@ def measure(pairs: Sequence[ScoredPair]) -> dict[str, Any]:
 
 def write_pairs(path: Path, pairs: Sequence[ScoredPair]) -> None:
     """The held-out pairs with their score gaps, for paired tests against other models."""
+    name_of = prompt_names([pair.ranking for pair in pairs])
     with atomic_write(path) as file:
         for pair in pairs:
             row = {
-                "prompt": pair.ranking.prompt.key,
+                "prompt": name_of[pair.ranking.prompt.messages],
                 "rater": pair.ranking.author.rater,
                 "gap": pair.gap,
                 "better": pair.better.text,
@@ -319,6 +342,14 @@ def write_pairs(path: Path, pairs: Sequence[ScoredPair]) -> None:
 def raters_of(rankings: Sequence[Ranking]) -> list[str]:
     """Who ranked; rankings without a rater's name count as one rater's."""
     return sorted({ranking.author.rater or "" for ranking in rankings})
+
+
+def prompt_names(rankings: Sequence[Ranking]) -> dict[Messages, str]:
+    """One name for each prompt: the key that it first has."""
+    name_of: dict[Messages, str] = {}
+    for ranking in rankings:
+        name_of.setdefault(ranking.prompt.messages, ranking.prompt.key)
+    return name_of
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -339,7 +370,7 @@ def rater_folds(rankings: Sequence[Ranking], count: int) -> list[Fold]:
     Raises:
         DataError: there are fewer raters than folds, or nothing is left to train or to measure on.
     """
-    raters, folds = raters_of(rankings), []
+    raters, name_of, folds = raters_of(rankings), prompt_names(rankings), []
     if len(raters) < count:
         raise DataError(
             f"cross_validation_folds is {count}, but the rankings name only {len(raters)} raters; give fewer folds or "
@@ -349,17 +380,17 @@ def rater_folds(rankings: Sequence[Ranking], count: int) -> list[Fold]:
         out = set(raters[number::count])
         inside = [ranking for ranking in rankings if (ranking.author.rater or "") not in out]
         outside = [ranking for ranking in rankings if (ranking.author.rater or "") in out]
-        others = {ranking.prompt.key for ranking in outside}
-        prompts = sorted({ranking.prompt.key for ranking in inside})
-        shared, alone = [key for key in prompts if key in others], [key for key in prompts if key not in others]
+        of_inside, of_outside = prompt_names(inside), prompt_names(outside)
+        prompts = sorted(of_inside, key=lambda messages: name_of[messages])
+        shared, alone = [one for one in prompts if one in of_outside], [one for one in prompts if one not in of_outside]
         aside = {*_tenth(shared, number), *_tenth(alone, number)}
-        trained = {key for key in prompts if key not in aside}
+        trained = {one for one in prompts if one not in aside}
         fold = Fold(
-            train=[ranking for ranking in inside if ranking.prompt.key in trained],
-            own=[ranking for ranking in inside if ranking.prompt.key in aside],
-            held_out=[ranking for ranking in outside if ranking.prompt.key not in trained],
+            train=[ranking for ranking in inside if ranking.prompt.messages in trained],
+            own=[ranking for ranking in inside if ranking.prompt.messages in aside],
+            held_out=[ranking for ranking in outside if ranking.prompt.messages not in trained],
         )
-        if not all(any(len(ranking.order) > 1 for ranking in rows) for rows in (fold.train, fold.own, fold.held_out)):
+        if not all(any(map(untied_pairs, rows)) for rows in (fold.train, fold.own, fold.held_out)):
             raise DataError(
                 f"cross_validation_folds is {count}, but with a tenth of the prompts set aside fold {number + 1} has "
                 "no untied ranking left to train on, or to measure a group of raters on; give more rankings or fewer "
@@ -369,9 +400,9 @@ def rater_folds(rankings: Sequence[Ranking], count: int) -> list[Fold]:
     return folds
 
 
-def _tenth(keys: Sequence[str], number: int) -> Sequence[str]:
+def _tenth(prompts: Sequence[Messages], number: int) -> Sequence[Messages]:
     """Another one for every number up to ten; at least one of them."""
-    return keys[number % min(10, len(keys)) :: 10] if keys else ()
+    return prompts[number % min(10, len(prompts)) :: 10] if prompts else ()
 
 
 def cross_validate(

@@ -10,6 +10,7 @@ Departure: residual dropout (0.2 in the paper) is applied where the architecture
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -143,8 +144,8 @@ class _Run:
         chosen = order[place * config.batch_size : (place + 1) * config.batch_size]
         batch = [self.examples[index] for index in chosen]
         if self.draw_text is not None:
-            num_texts = round(config.batch_size * config.pretraining_mix / (1 - config.pretraining_mix))
-            batch += [self.texts[index] for index in self.draw_text(number * num_texts, num_texts)]
+            start, end = texts_before(number, config), texts_before(number + 1, config)
+            batch += [self.texts[index] for index in self.draw_text(start, end - start)]
         torch.manual_seed(self.seed * 1_000_003 + number)  # dropout's noise is a function of the step
         self.policy.train(config.residual_dropout > 0)
         groups = microbatches([len(example.ids) for example in batch], budget=config.microbatch_tokens)
@@ -172,6 +173,15 @@ class _Run:
         with self.trainer.autocast():
             loss = demonstration_loss(self.policy, self.held_out, self.config.microbatch_tokens)
         return {"validation_loss": loss}
+
+
+def texts_before(step: int, config: SftConfig) -> int:
+    """How many pieces of pretraining text are mixed in before a numbered step.
+
+    Every batch has the whole number nearest to its share; a share that rounds to none is carried over the steps.
+    """
+    share = config.batch_size * config.pretraining_mix / (1 - config.pretraining_mix)
+    return math.ceil(step * (round(share) or share))
 
 
 def encode_demonstrations(
