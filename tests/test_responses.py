@@ -82,7 +82,7 @@ def test_a_prefix_stands_between_the_beginning_of_text_and_the_prompt(in_templat
     whole += tokenizer.response_ids("the dog ate. ", finished=False) + tokenizer.response_ids(
         "the cat ", finished=False
     )
-    assert tokenizer.decode(rollout.prompt_ids) == "the cat "
+    assert tokenizer.decode(rollout.prompt_ids) == "".join(begin) + "the cat ", "as the prompt is without the prefix"
     with torch.no_grad():
         for token, logprob in zip(rollout.response_ids, rollout.logprobs, strict=True):
             logprob_V = policy.library(input_ids=torch.tensor([whole])).logits[0, -1].log_softmax(0)

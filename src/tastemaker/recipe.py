@@ -189,7 +189,7 @@ class Recipe:
             _require(evaluation.judge_reward, self.reward, "evaluation: judge_reward", "reward")
         for claim in evaluation.claims:
             for check in claim.checks:
-                self._check_measure(check, f"claim {claim.id}: {check.measure}")
+                self._check_measure(check, f"claim {claim.id}")
 
     def _check_measure(self, check: Check, where: str) -> None:
         """Whether the recipe has what a claim's number is computed from."""
@@ -199,9 +199,11 @@ class Recipe:
                     _require(variant, self.reward, where, "reward")
         collected = self.comparisons is not None and self.comparisons.source is None
         if check.measure == "reward_accuracy_drop" and not collected:
-            raise ConfigError(f"{where} needs rankings by held-out raters, which only collected comparisons have.")
+            raise ConfigError(
+                f"{where}: {check.measure} needs rankings by held-out raters, which only collected comparisons have."
+            )
         if check.measure.startswith("text_loss_") and self.text is None:
-            raise ConfigError(f"{where} needs text; give a [text] section.")
+            raise ConfigError(f"{where}: {check.measure} needs text; give a [text] section.")
 
     def _check_model(self, model: str, where: str) -> None:
         """A name such as "sft/NAME" must be of a variant of this recipe; anything else is a model source."""

@@ -297,7 +297,7 @@ def untied_pairs(ranking: Ranking) -> list[tuple[int, int]]:
 
 
 def check_measurable(rankings: Sequence[Ranking]) -> None:
-    """Refuse rankings that `measure` would refuse, before anything is trained.
+    """Refuse rankings with nothing to `measure`, before anything is trained.
 
     Raises:
         DataError: they have no untied pair of different responses.

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import json
 import sqlite3
+import time
 from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -165,13 +166,26 @@ def _version(connection: sa.Connection) -> str | None:
 def _set_up_sqlite(connection: DBAPIConnection, _entry: ConnectionPoolEntry) -> None:
     assert isinstance(connection, sqlite3.Connection)
     connection.isolation_level = None  # the driver then begins no transactions of its own; `_begin_sqlite` does
+    _read_beside_the_writer(connection)
     for pragma in (
-        "journal_mode = WAL",  # readers do not wait for the writer
         "synchronous = NORMAL",  # a killed process loses nothing; a power cut may lose the last moments, whole
         "foreign_keys = ON",
         "recursive_triggers = ON",  # or INSERT OR REPLACE would delete rows past the triggers that refuse deleting
     ):
         connection.execute(f"PRAGMA {pragma}")
+
+
+def _read_beside_the_writer(connection: sqlite3.Connection) -> None:
+    """Turn the write-ahead log on. SQLite itself does not wait where another connection does so at this moment."""
+    deadline = time.monotonic() + BUSY_SECONDS
+    while True:
+        try:
+            connection.execute("PRAGMA journal_mode = WAL")
+            return
+        except sqlite3.OperationalError as error:
+            if error.sqlite_errorcode & 0xFF != sqlite3.SQLITE_BUSY or time.monotonic() > deadline:
+                raise
+        time.sleep(0.01)
 
 
 def _begin_sqlite(connection: sa.Connection) -> None:

@@ -89,7 +89,8 @@ class Check:
             if given and name not in heeded:
                 raise ConfigError(f"a check of {self.measure} has no use for {name!r}; leave it out.")
             if name in NEEDED and name in heeded and not given:
-                raise ConfigError(f"a check of {self.measure} needs {name!r}.")
+                what = "compares two; give 'b'" if name == "b" else f"needs {name!r}"
+                raise ConfigError(f"a check of {self.measure} {what}.")
 
     def holds(self, estimate: Estimate) -> bool:
         if self.above is not None:
