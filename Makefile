@@ -18,6 +18,7 @@ demo:
 test:
 	@scripts/set-up test
 	@PYTHON=$(VENV)/bin/python scripts/check
+	@$(VENV)/bin/python -m tests.browsers
 	@PYTHON=$(VENV)/bin/python scripts/test
 
 check:

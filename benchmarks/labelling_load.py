@@ -64,8 +64,8 @@ def opinion(name: str) -> SimulatedRater:
     return SimulatedRater(profile, 1, lambda _prompt, response: {"fruits": float(response.text.count(","))})
 
 
-def items(count: int, seed: int) -> list[NewItem]:
-    """Rankings of four outputs of some hundred words."""
+def items(count: int, seed: int, outputs: int = OUTPUTS) -> list[NewItem]:
+    """Questions about outputs of some hundred words."""
     drawn = random.Random(seed)
 
     def text() -> str:
@@ -76,7 +76,7 @@ def items(count: int, seed: int) -> list[NewItem]:
             key=f"item-{index}",
             prompt=Prompt(messages=(Message("user", f"Name fruits, number {index}."),)),
             outputs=tuple(
-                NewOutput(response=Response(text=text()), source=f"model-{place}") for place in range(OUTPUTS)
+                NewOutput(response=Response(text=text()), source=f"model-{place}") for place in range(outputs)
             ),
         )
         for index in range(count)

@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 import re
-import shutil
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import TYPE_CHECKING
 
 import argon2
 import pytest
 import uvicorn
 from fastapi import FastAPI
 from httpx2 import Response
+from playwright.sync_api import Browser as Chromium
+from playwright.sync_api import Error, sync_playwright
 from starlette.testclient import TestClient
+from tests.browsers import fail_or_skip, launch
 from tests.store.conftest import (  # noqa: F401
     Clock,
     Make,
@@ -36,9 +37,6 @@ from tastemaker.labelling.settings import LabellingSettings
 from tastemaker.labelling.web import Services
 from tastemaker.store import Store
 from tastemaker.store.audit import COMMAND_LINE
-
-if TYPE_CHECKING:
-    from playwright.sync_api import Browser as Chromium
 
 ORIGIN = "http://127.0.0.1:8000"
 PASSWORD = "four plain words here"
@@ -123,15 +121,11 @@ def people(app: FastAPI, services: Services) -> People:
 @pytest.fixture(scope="session")
 def chromium() -> Iterator[Chromium]:
     """A real browser, or a loud skip where there is none."""
-    playwright = pytest.importorskip("playwright.sync_api", reason="NO BROWSER TESTS: playwright is not installed")
-    installed = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
-    with playwright.sync_playwright() as driver:
+    with sync_playwright() as driver:
         try:
-            found = driver.chromium.launch(
-                executable_path=installed, args=["--no-sandbox", "--disable-gpu", "--disable-background-networking"]
-            )
-        except playwright.Error as error:
-            pytest.skip(f"NO BROWSER TESTS: no Chromium can be started ({str(error).splitlines()[0]})")
+            found = launch(driver)
+        except Error as error:
+            fail_or_skip(str(error).strip().splitlines()[0])
         yield found
         found.close()
 

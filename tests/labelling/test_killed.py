@@ -20,7 +20,7 @@ from tastemaker.labelling.drivers import Acknowledged, answer_together
 from tastemaker.labelling.web import Services
 from tastemaker.store import Store
 
-KILLS = 3
+KILLS = 20
 RATERS = 4
 ANSWERS_BETWEEN = 8
 WITHIN = 600  # seconds; the machine may be busy

@@ -80,6 +80,34 @@ def test_several_may_open_a_new_store_at_once(tmp_path: Path) -> None:
     assert errors == []
 
 
+def test_more_threads_than_connections_wait_for_each_other(url: str) -> None:
+    """A server that opened a connection a thread would ask a database under load for more than it gives."""
+    threads, most = 7, 2
+    opened, lock, ready = list[object](), threading.Lock(), threading.Barrier(threads)
+    with Store.open(url, connections=most) as store:
+
+        def note(connection: object, _record: object) -> None:
+            with lock:
+                opened.append(connection)
+
+        sa.event.listen(store._engine, "connect", note)
+
+        def register(index: int) -> None:
+            ready.wait()
+            for turn in range(3):
+                LabelService(store).add_rater(f"rater-{index}-{turn}", group="team", origin="human")
+
+        work = [threading.Thread(target=register, args=(index,)) for index in range(threads)]
+        for thread in work:
+            thread.start()
+        for thread in work:
+            thread.join()
+        with store.read() as connection:
+            raters = sa.select(sa.func.count()).select_from(metadata.tables["raters"])
+            assert connection.execute(raters).scalar_one() == 3 * threads
+    assert len(opened) <= most
+
+
 def test_a_failed_migration_leaves_nothing_behind(tmp_path: Path) -> None:
     path = tmp_path / "labels.db"
     with sqlite3.connect(path) as connection:

@@ -29,6 +29,8 @@ from tastemaker.store.audit import COMMAND_LINE
 ADMIN_LINK_VALID = timedelta(days=1)
 # How long requests may go on after the server was told to stop. Answers that were acknowledged are stored already.
 STOP_SECONDS = 10
+# To the database, of all processes together: PostgreSQL takes 100 if it is not told otherwise, other programs' too.
+CONNECTIONS = 60
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -94,7 +96,7 @@ def invitation_link(token: str, origin: str) -> str:
 def serve(database: str | Path, listening: socket.socket, settings: LabellingSettings, *, workers: int = 1) -> None:
     """Answer requests until told to stop (SIGTERM or SIGINT), then finish those that run."""
     config = uvicorn.Config(
-        partial(_create_app, database, settings),
+        partial(_create_app, database, settings, max(1, CONNECTIONS // workers)),
         factory=True,
         workers=workers,
         log_level="warning",
@@ -115,8 +117,8 @@ def serve(database: str | Path, listening: socket.socket, settings: LabellingSet
         Multiprocess(config, [listening]).run()
 
 
-def _create_app(database: str | Path, settings: LabellingSettings) -> FastAPI:
-    store = Store.open(database)
+def _create_app(database: str | Path, settings: LabellingSettings, connections: int) -> FastAPI:
+    store = Store.open(database, connections=connections)
 
     @asynccontextmanager
     async def lifespan(_app: FastAPI) -> AsyncIterator[None]:

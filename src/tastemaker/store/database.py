@@ -10,11 +10,13 @@ from __future__ import annotations
 
 import json
 import sqlite3
+import threading
 import time
 from collections.abc import Collection, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
 from types import TracebackType
+from typing import Any
 
 import sqlalchemy as sa
 from sqlalchemy import event, exc
@@ -36,15 +38,23 @@ class Store:
 
     def __init__(self, engine: sa.Engine) -> None:
         self._engine = engine
+        # SQLite lets writers wait by trying again after ever longer sleeps, so that under load some wait for seconds.
+        # Within one process they queue here instead; on PostgreSQL the locks of rows are queues already.
+        self._one_writer: AbstractContextManager[object] = nullcontext()
+        if engine.dialect.name == "sqlite":
+            self._one_writer = threading.Lock()
 
     @staticmethod
-    def open(url: str | Path) -> Store:
-        """Open the store at a path (SQLite) or a URL, creating folder, database and tables as needed."""
+    def open(url: str | Path, *, connections: int = 50) -> Store:
+        """Open the store at a path (SQLite) or a URL, creating folder, database and tables as needed.
+
+        Of more threads than `connections` that use it at once, some wait for the others.
+        """
         parsed = _parse(url)
         if parsed.get_backend_name() == "sqlite":
             Path(str(parsed.database)).parent.mkdir(parents=True, exist_ok=True)
         # ASCII only: escaped, even characters that the databases refuse in text survive.
-        engine = sa.create_engine(parsed, json_serializer=_to_json, **_CONNECT[parsed.get_backend_name()])
+        engine = sa.create_engine(parsed, json_serializer=_to_json, **_options(parsed.get_backend_name(), connections))
         if engine.dialect.name == "sqlite":
             event.listen(engine, "connect", _set_up_sqlite)
             event.listen(engine, "begin", _begin_sqlite)
@@ -83,7 +93,11 @@ class Store:
     @contextmanager
     def write(self) -> Iterator[sa.Connection]:
         """A transaction that writes: committed whole at the end, or not at all."""
-        with self._engine.connect().execution_options(tastemaker_write=True) as connection, connection.begin():
+        with (
+            self._one_writer,
+            self._engine.connect().execution_options(tastemaker_write=True) as connection,
+            connection.begin(),
+        ):
             yield connection
 
     def lock_studies(self, connection: sa.Connection, studies: Collection[int]) -> None:
@@ -124,13 +138,12 @@ def _to_json(value: object) -> str:
     return json.dumps(value, ensure_ascii=True, allow_nan=False, separators=(",", ":"))
 
 
-# A web server works on some forty requests at once, each with a connection of its own for a moment.
-_POOL: dict[str, object] = {"pool_size": 5, "max_overflow": 45}
-_CONNECT: dict[str, dict[str, object]] = {
-    "sqlite": {"connect_args": {"timeout": BUSY_SECONDS}, **_POOL},
-    # A server may have been restarted since a pooled connection was last used.
-    "postgresql": {"pool_pre_ping": True, **_POOL},
-}
+def _options(backend: str, connections: int) -> dict[str, Any]:
+    kept = min(5, connections)
+    pool = {"pool_size": kept, "max_overflow": connections - kept, "pool_timeout": BUSY_SECONDS}
+    if backend == "sqlite":
+        return {"connect_args": {"timeout": BUSY_SECONDS}, **pool}
+    return {"pool_pre_ping": True, **pool}  # the server may have been restarted since a connection was last used
 
 
 def _parse(url: str | Path) -> sa.URL:
