@@ -5,8 +5,9 @@ from __future__ import annotations
 import random
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from functools import cache
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
 from tests.store.people import LEAD, open_accounts, work
@@ -14,7 +15,7 @@ from tests.store.people import LEAD, open_accounts, work
 from tastemaker import raters
 from tastemaker.agreement import Undefined
 from tastemaker.intervals import Estimate
-from tastemaker.raters import RaterProfile, SimulatedRater, calibrate_noise, noiseless_utilities
+from tastemaker.raters import RaterProfile, SimulatedRater, calibrate_noise, noiseless_utilities, pair_agreement
 from tastemaker.records import About, Message, Prompt, Response
 from tastemaker.store import LabelService, Store
 from tastemaker.store import rater_figures as figures
@@ -187,14 +188,17 @@ def noise() -> float:
 
 
 def group(odd: Sequence[Profile], seed: int, *, each: int = ANSWERS) -> tuple[dict[str, str], list[RaterReport]]:
-    """What each rater is, and their reports: the odd ones, two careful, a lenient one, and average ones.
-
-    They give about `each` answers, over four weeks.
-    """
+    """What each rater is, and their reports: the odd ones, two careful, a lenient one, and average ones."""
     good: list[Profile] = [raters.careful, raters.careful, raters.lenient]
     makers = [*odd, *good, *[raters.average] * (RATERS - len(odd) - len(good))]
+    names = {f"rater-{index}": make.__name__ for index, make in enumerate(makers)}
+    return names, reports_of(makers, seed, noise=noise(), each=each)
+
+
+def reports_of(makers: Sequence[Profile], seed: int, *, noise: float, each: int = ANSWERS) -> list[RaterReport]:
+    """The reports of raters who give about `each` answers, over four weeks."""
     team = [
-        SimulatedRater(make(f"rater-{index}", group="team", weights={"quality": 1.0}, noise=noise()), seed, features)
+        SimulatedRater(make(f"rater-{index}", group="team", weights={"quality": 1.0}, noise=noise), seed, features)
         for index, make in enumerate(makers)
     ]
     answers: list[Given] = []
@@ -208,8 +212,7 @@ def group(odd: Sequence[Profile], seed: int, *, each: int = ANSWERS) -> tuple[di
             shown = rater.rank(asked.prompt, [texts[index] for index in order], place=number)
             answer = RankingAnswer(tuple(tuple(LETTERS[order[place]] for place in tied) for tied in shown))
             answers.append(given(asked, rater.profile.name, answer, order=order, at=WEEK * (4 * number // count)))
-    names = {f"rater-{index}": make.__name__ for index, make in enumerate(makers)}
-    return names, rater_reports(answers, {})
+    return rater_reports(answers, {})
 
 
 def caught(odd: Sequence[Profile]) -> dict[str, float]:
@@ -258,6 +261,36 @@ def test_who_drifts_is_caught_by_their_last_week() -> None:
     assert kinds["drifting"].count("agreement") == 8
     assert kinds["drifting"].count("drift") >= 4
     assert "drift" not in kinds["careful"] + kinds["average"] + kinds["lenient"]
+
+
+@pytest.mark.parametrize("times", [0.5, 1.0, 2.0])
+def test_known_parameters_lie_within_their_intervals(times: float) -> None:
+    """Raters who tie nothing, at three levels of noise. How often two agree is known in closed form from the outputs'
+    worth; which output is shown first and which is longer plays no part, so both rates are a half."""
+
+    def sure(name: str, **others: Any) -> RaterProfile:
+        return replace(raters.average(name, **others), tie_threshold=0.0)
+
+    within, seen = Counter[str](), Counter[str]()
+    level = times * noise()
+    profile = sure("x", group="team", weights={"quality": 1.0}, noise=level)
+    for seed in range(GROUPS):
+        count = RATERS * ANSWERS // OVERLAP
+        asked = [(Prompt(messages=(), about=About(id=str(n))), responses(n, seed)) for n in range(count)]
+        utility = noiseless_utilities([SimulatedRater(profile, 0, features)] * 2, asked)
+        truth = {
+            "agreement": pair_agreement(utility, level, lapse=profile.lapse),
+            "first_shown_rate": 0.5,
+            "longer_rate": 0.5,
+        }
+        for report in reports_of([sure] * RATERS, seed, noise=level):
+            for name, true in truth.items():
+                figure = getattr(report, name)
+                assert isinstance(figure, Estimate)
+                seen[name] += 1
+                within[name] += figure.ci95.low <= true <= figure.ci95.high
+    for name, count in seen.items():  # of 300 intervals of 95 %, not all of them independent
+        assert 0.92 <= within[name] / count <= 0.985, name
 
 
 # --- from the store -------------------------------------------------------------------------------------------------
