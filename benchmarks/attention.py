@@ -15,6 +15,7 @@ import torch
 
 from tastemaker import parallel
 from tastemaker.attention import _attend_by_library, _attend_by_products
+from tastemaker.packing import pack
 
 # sequences, query heads, key/value heads, tokens, head size: of the tiny world's small base, and of SmolLM2-135M
 SHAPES = (
@@ -32,15 +33,16 @@ def measure(shape: tuple[int, ...], dtype: torch.dtype, rounds: int) -> tuple[fl
     """Milliseconds of the library's kernel and of plain products."""
     sequences, heads, groups, longest, size = shape
     generator = torch.Generator().manual_seed(0)
+    packed = pack([range(longest)] * sequences)
     inputs = [
-        torch.randn(sequences, count, longest, size, generator=generator).to(dtype).requires_grad_()
+        torch.randn(sequences * longest, count, size, generator=generator).to(dtype).transpose(0, 1).requires_grad_()
         for count in (heads, groups, groups)
     ]
     taken: tuple[list[float], list[float]] = ([], [])
     for _ in range(rounds):
         for attend, times in zip((_attend_by_library, _attend_by_products), taken, strict=True):
             start = time.perf_counter()
-            attended = attend(inputs[0], inputs[1], inputs[2], None, None)
+            attended = attend(inputs[0], inputs[1], inputs[2], packed, None, None)
             torch.autograd.grad(attended.sum(), inputs)
             times.append(time.perf_counter() - start)
     return min(taken[0]) * 1e3, min(taken[1]) * 1e3

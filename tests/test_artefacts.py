@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import json
+import os
+import subprocess
+import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -260,3 +264,22 @@ def test_what_json_cannot_hold_is_said(tmp_path: Path) -> None:
         read_json(tmp_path / "x.json")
     with pytest.raises(DataError, match="does not exist"):
         read_json(tmp_path / "y.json")
+
+
+PEAK = """
+import sys
+from pathlib import Path
+from tastemaker.artefacts import run_stage
+block = b"x" * (300 * 2**20)
+del block
+run_stage(Path(sys.argv[1]), stage="s", config={}, inputs={}, work=lambda folder: {"told": 3})
+"""
+
+
+@pytest.mark.skipif(not os.access("/proc/self/clear_refs", os.W_OK), reason="only Linux lets the peak begin again")
+def test_a_manifest_tells_the_peak_of_its_own_stage_and_what_the_work_returned(tmp_path: Path) -> None:
+    """300 MiB were taken and given back before the stage, which takes nothing."""
+    subprocess.run([sys.executable, "-c", PEAK, str(tmp_path / "s")], check=True)
+    manifest = json.loads((tmp_path / "s" / "manifest.json").read_text())
+    assert 5 < manifest["peak_memory_mb"] < 250
+    assert manifest["told"] == 3

@@ -101,17 +101,35 @@ def test_the_usual_attention_is_back_after_the_block_and_after_an_error() -> Non
     assert library.config._attn_implementation == usual
 
 
+BATCHES = {
+    "ragged": pack([list(range(n)) for n in LENGTHS]),
+    "equal": pack([[1, 2, 3, 4, 5, 6, 7], [8, 9, 10, 11, 12, 13, 14]]),
+    "shared": pack([[1, 2, 3, 4, 5], [1, 2, 3], [1, 2, 3, 9, 8, 7, 6], [4, 4]], groups=[3, 1]),
+}
+
+
+def tensors_of(tokens: int, size: int, *, token_major: bool) -> list[Tensor]:
+    """Queries, keys, values and a direction `[N, H, D]`; the library's modules lay the heads of a token together."""
+    generator = torch.Generator().manual_seed(1)
+    shapes = [(tokens, heads, size) for heads in (HEADS, GROUPS, GROUPS)]
+    found = [torch.randn(shape, generator=generator, dtype=torch.float64).transpose(0, 1) for shape in shapes]
+    direction = torch.randn(tokens, HEADS, size, generator=generator, dtype=torch.float64)
+    return [*(found if token_major else [each.contiguous() for each in found]), direction]
+
+
+@pytest.mark.parametrize("batch", BATCHES)
+@pytest.mark.parametrize("token_major", [True, False])
 @pytest.mark.parametrize("window", [None, 1, 3, 50])
 @pytest.mark.parametrize("scaling", [None, 0.3])
-def test_plain_products_are_the_library_s_attention_and_gradient(window: int | None, scaling: float | None) -> None:
-    """Padded places hold other tokens, as after `spread`; their own gradients are no concern of either."""
-    generator = torch.Generator().manual_seed(1)
-    tensors = [torch.randn(2, h, 7, SIZE, generator=generator, dtype=torch.float64) for h in (HEADS, GROUPS, GROUPS)]
-    direction = torch.randn(2, HEADS, 7, SIZE, generator=generator, dtype=torch.float64)
+def test_plain_products_are_the_library_s_attention_and_gradient(
+    batch: str, token_major: bool, window: int | None, scaling: float | None
+) -> None:
+    packed = BATCHES[batch]
+    *tensors, direction = tensors_of(len(packed.id_N), SIZE, token_major=token_major)
     found = []
     for attend in (attention._attend_by_products, attention._attend_by_library):
-        inputs = [tensor.clone().requires_grad_() for tensor in tensors]
-        attended = attend(inputs[0], inputs[1], inputs[2], window, scaling)
+        inputs = [tensor.detach().requires_grad_() for tensor in tensors]
+        attended = attend(inputs[0], inputs[1], inputs[2], packed, window, scaling)
         found.append((attended.detach(), *torch.autograd.grad((attended * direction).sum(), inputs)))
     for ours, theirs in zip(*found, strict=True):
         torch.testing.assert_close(ours, theirs, rtol=0, atol=1e-12)
@@ -143,14 +161,14 @@ def test_short_sequences_on_a_cpu_attend_by_plain_products(dtype: torch.dtype, m
 def test_in_bfloat16_products_are_as_exact_as_the_librarys_kernel() -> None:
     """Which of the two a sequence gets depends on its neighbours in the micro-batch, so both must round alike. Sharp
     attention (queries times 4) tells scores of bf16 from those of fp32."""
-    generator = torch.Generator().manual_seed(2)
-    tensors = [torch.randn(2, h, 61, 16, generator=generator).bfloat16() for h in (HEADS, GROUPS, GROUPS)]
+    packed = pack([list(range(61)), list(range(61))])
+    *wide, direction = tensors_of(2 * 61, 16, token_major=True)
+    tensors = [tensor.bfloat16() for tensor in wide]
     tensors[0] = tensors[0] * 4
-    direction = torch.randn(2, HEADS, 61, 16, generator=generator)
 
     def outcome(attend: Any, dtype: torch.dtype) -> list[Tensor]:
-        inputs = [tensor.to(dtype).requires_grad_() for tensor in tensors]
-        attended = attend(inputs[0], inputs[1], inputs[2], None, None)
+        inputs = [tensor.detach().to(dtype).requires_grad_() for tensor in tensors]
+        attended = attend(inputs[0], inputs[1], inputs[2], packed, None, None)
         return [attended.detach(), *torch.autograd.grad((attended * direction.to(dtype)).sum(), inputs)]
 
     exact = outcome(attention._attend_by_library, torch.float64)

@@ -21,13 +21,13 @@ from tastemaker.checkpoint import (
     load_reward_model,
     load_state,
     new_reward_model,
-    resolve_source,
     save_policy,
     save_reward_model,
     save_state,
     written_whole,
 )
 from tastemaker.errors import ModelError
+from tastemaker.model_places import resolve_source
 from tastemaker.packing import pack
 
 SEQUENCES = random_sequences([5, 2, 9])

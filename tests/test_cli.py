@@ -204,6 +204,24 @@ def test_a_prompt_is_answered_on_the_terminal(tmp_path: Path, capsys: pytest.Cap
         assert says in capsys.readouterr().err
 
 
+def test_a_response_is_printed_as_it_comes(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    model = str(save_model(tmp_path / "m"))
+    rest = ["--policies", "mine", model, "--max-new-tokens", "9", "--threads", "1", "--prompt", "w5 w6"]
+    assert main(["sample", *rest]) == 0
+    title, *words = capsys.readouterr().out.replace("\n", " ").split()
+    assert title == "mine"
+    assert main(["sample", "--stream", *rest]) == 0
+    streamed = capsys.readouterr().out.replace("\n", " ").split()
+    cut_off = words[:2] == ["(cut", "off)"]
+    assert streamed == ([title, *words[2:], "(cut", "off)"] if cut_off else [title, *words])
+    assert main(["sample", "--stop", words[-1], *rest]) == 0
+    said = capsys.readouterr().out
+    assert words[-1] not in said
+    assert "(cut off)" not in said
+    assert main(["sample", "--stream", "--responses-per-prompt", "2", *rest]) == 2
+    assert "--stream prints one response as it comes" in capsys.readouterr().err
+
+
 def test_a_models_escape_sequences_do_not_reach_the_terminal() -> None:
     assert without_controls("a\x1b]52;c\x07\tb\nc\x9bd é") == "a\ufffd]52;c\ufffd\tb\nc\ufffdd é"
 

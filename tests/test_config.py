@@ -159,6 +159,7 @@ def test_golden_json_of_a_policy() -> None:
             "weight_decay": 0.0,
             "max_grad_norm": 1.0,
             "precision": "float32",
+            "gradient_checkpointing": False,
         },
         "max_prompt_tokens": None,
         "microbatch_tokens": 8192,

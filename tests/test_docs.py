@@ -22,6 +22,7 @@ from tastemaker.cli import COMMANDS
 from tastemaker.commands.options import parse
 from tastemaker.config import from_mapping, load_recipe
 from tastemaker.metrics import METRICS
+from tastemaker.ranges import parse_size
 
 ROOT = Path(__file__).parents[1]
 PAGES = sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/**/*.md")])
@@ -165,6 +166,10 @@ def parse_run(arguments: list[str]) -> None:
     assert recipe.endswith(".toml")
     if recipe.startswith("recipes/"):
         assert (ROOT / recipe).is_file()
+    if "--max-memory" in rest:
+        limit = rest.index("--max-memory")
+        parse_size(rest[limit + 1], "max_memory")
+        rest = rest[:limit] + rest[limit + 2 :]
     place = rest.index("--out")
     overrides = [word for word in rest[:place] + rest[place + 2 :] if word != "--fields"]
     known = ROOT / recipe if (ROOT / recipe).is_file() else ROOT / "recipes/tiny.toml"

@@ -17,7 +17,7 @@ from torch import Tensor
 from tastemaker.corpus import next_token_places, text_loss
 from tastemaker.generation import Sampling
 from tastemaker.generation.sampling import choose
-from tastemaker.model import LanguageModel
+from tastemaker.model import LanguageModel, freeze
 from tastemaker.packing import Packed, pack
 
 Half = Literal["weights", "autocast"]
@@ -96,3 +96,23 @@ def test_sampled_log_probs_of_half_precision_logits_are_exact(greedy: bool, temp
     assert logprob_B.dtype == torch.float32
     assert len(set(token_B.tolist())) > 5
     torch.testing.assert_close(logprob_B.double(), exact_BV.gather(1, token_B[:, None])[:, 0], rtol=0, atol=EXACT)
+
+
+@pytest.mark.parametrize("architecture", ["llama", "qwen2", "gpt_neox", "gpt2", "opt"])
+@torch.no_grad()
+def test_what_is_frozen_gives_the_same_bits_in_less_memory(architecture: str) -> None:
+    packed = pack(random_sequences([5, 3, 7]))
+    policy, frozen = make_policy(architecture), freeze(make_policy(architecture), "bfloat16")
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        places = next_token_places(packed)
+        before, after = policy.predict(packed, *places).logprob_M, frozen.predict(packed, *places).logprob_M
+    assert torch.equal(before, after)
+    assert not any(parameter.requires_grad for parameter in frozen.parameters())
+    held = [sum(p.numel() * p.element_size() for p in one.parameters()) for one in (policy, frozen)]
+    assert held[1] < held[0] or architecture == "gpt2"  # its products are not the library's linear layers
+
+
+@torch.no_grad()
+def test_what_is_frozen_in_fp32_stays_in_fp32() -> None:
+    frozen = freeze(make_policy("llama"), "float32")
+    assert {parameter.dtype for parameter in frozen.parameters()} == {torch.float32}

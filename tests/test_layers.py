@@ -17,12 +17,12 @@ PACKAGE = Path(tastemaker.__file__).parent
 LAYERS = (
     "errors ranges records shapes files config metrics artefacts console functions kept",
     "intervals statistics agreement personal_data store raters panel guidelines tinyworld tokenizer sources halves "
-    "library_text",
-    "losses clipping packing attention model shared_value lora checkpoint parallel",
+    "library_text settings model_places",
+    "losses clipping packing attention head model shared_value lora checkpoint parallel memory recompute",
     "generation training corpus scoring responses",
     "stages",
-    "recipe preflight inputs round round_comparisons round_evaluation evaluation_sampling pipeline report labelling "
-    "evaluation_alone",
+    "recipe preflight forecast inputs round round_comparisons round_evaluation evaluation_sampling pipeline report "
+    "labelling evaluation_alone",
     "commands cli",
 )
 LAYER = {name: number for number, layer in enumerate(LAYERS) for name in layer.split()}
@@ -144,6 +144,28 @@ def test_commands_about_people_and_prompts_and_reports_start_without_torch() -> 
 def test_help_loads_nothing_heavy() -> None:
     loaded = loaded_by("from tastemaker.cli import main\nmain(['--help'])")
     assert loaded & {"torch", "transformers", "scipy", "numpy", "sqlalchemy", "tyro", "rich"} == set()
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        "sft --help",
+        "reward --help",
+        "ppo --help",
+        "dpo --help",
+        "run --help",
+        "sft --model x/y --data d --out o --epoch 3",
+        "sft --model x/y --data d --out o --epochs 0",
+        "sft --model x/y --data no-such-file.jsonl --out o",
+        "ppo --init ./no-such-model --reward m:f --data d --out o",
+        "run no-such-recipe.toml --out o",
+        "run recipe.toml --out o --max-memory plenty",
+    ],
+)
+def test_what_trains_answers_questions_and_mistakes_without_torch(arguments: str) -> None:
+    loaded = loaded_by(f"from tastemaker.cli import main\nmain({arguments.split()!r})")
+    assert "tastemaker" in loaded
+    assert loaded & {"torch", "transformers", "scipy", "sqlalchemy"} == set()
 
 
 @pytest.mark.parametrize("path", sorted(PACKAGE.rglob("*.py")), ids=lambda path: str(path.relative_to(PACKAGE)))

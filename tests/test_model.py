@@ -22,7 +22,7 @@ from tests.models import (
 from torch import Tensor
 from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSequenceClassification
 
-from tastemaker import model as model_module
+from tastemaker import head as head_module
 from tastemaker.corpus import next_token_places
 from tastemaker.errors import ModelError
 from tastemaker.losses import sft_loss
@@ -176,7 +176,7 @@ def test_chunks_change_neither_values_nor_gradients(rows: int, monkeypatch: pyte
 
     policy = make_policy("gemma3_text")  # its embedding is its head, so the head's gradient joins the embedding's
     whole = run()
-    monkeypatch.setattr(model_module, "LOGITS_PER_CHUNK", rows * VOCABULARY)
+    monkeypatch.setattr(head_module, "LOGITS_PER_CHUNK", rows * VOCABULARY)
     chunked = run()
     close(chunked[0], whole[0], 2e-6)
     close(chunked[1], whole[1], 2e-6)
@@ -209,6 +209,31 @@ def test_gradients_are_those_of_a_padded_library_batch(architecture: str) -> Non
     scale = max(float(gradient.norm()) for gradient in theirs.values())
     for name, gradient in theirs.items():
         assert float((ours[name] - gradient).norm()) <= 1e-5 * scale, name
+
+
+SHARED = [[3, 5, 7, 11, 2], [3, 5, 7, 6, 9, 4, 8], [3, 5, 7], [3, 5, 7, 6, 1], [8, 2, 4]]  # four begin alike
+PROMPTS = [3, 3, 1, 4, 2]
+
+
+@every_architecture
+def test_a_shared_beginning_changes_neither_values_nor_gradients(architecture: str) -> None:
+    """fp32, relative error 1e-5: only the order of sums changes."""
+    policy = make_policy(architecture)
+
+    def run(groups: list[int] | None) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
+        packed = pack(SHARED, groups=groups)
+        found = policy.predict(packed, *packed.predicted(PROMPTS)).logprob_M
+        policy.zero_grad()
+        (found * torch.linspace(-1, 2, len(found))).sum().backward()  # type: ignore[no-untyped-call]
+        gradients = {name: _gradient(p).clone() for name, p in policy.named_parameters() if p.grad is not None}
+        return packed.id_N, found.detach(), gradients
+
+    (alone_N, alone, expected), (shared_N, shared, found) = run(None), run([4, 1])
+    assert len(shared_N) == len(alone_N) - 9
+    close(shared, alone, 5e-6)
+    scale = max(float(gradient.norm()) for gradient in expected.values())
+    for name, gradient in expected.items():
+        assert float((found[name] - gradient).norm()) <= 1e-5 * scale, name
 
 
 # --- models that need another path -----------------------------------------------------------------------------------

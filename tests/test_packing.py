@@ -7,7 +7,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tastemaker.packing import microbatches, pack, pad_rows, response_sources
+from tastemaker.packing import common_beginning, microbatches, pack, pad_rows
 
 sequences_of_ids = st.lists(st.lists(st.integers(0, 96), min_size=1, max_size=7), min_size=1, max_size=5)
 
@@ -37,23 +37,66 @@ def test_sequences_without_tokens_are_refused(sequences: list[list[int]]) -> Non
         pack(sequences)
 
 
+def test_sequences_that_begin_alike_share_it_by_hand() -> None:
+    # 7 8 is there once for three sequences, one of which is nothing else; 7 8 9 of another group is there by itself
+    packed = pack([[7, 8, 1, 2], [7, 8], [7, 8, 1], [7, 8, 9]], groups=[3, 1])
+    assert packed.id_N.tolist() == [7, 8, 1, 2, 1, 7, 8, 9]
+    assert packed.position_N.tolist() == [0, 1, 2, 3, 2, 0, 1, 2]
+    assert packed.lengths == (4, 2, 3, 3)
+    assert packed.padded_ST.tolist() == [[0, 1, 2, 3], [0, 1, 0, 0], [0, 1, 4, 0], [5, 6, 7, 0]]
+    assert packed.flat_N.tolist() == [0, 1, 2, 3, 10, 12, 13, 14]
+    assert packed.repeat_R.tolist() == [4, 5, 8, 9]
+    assert packed.last_S.tolist() == [3, 1, 4, 7]
+    # prompts of 2, 1, 2 and 3 tokens: behind a shared prompt both first tokens are read at its last place
+    source_M, target_M = packed.predicted([2, 1, 2, 3])
+    assert source_M.tolist() == [1, 2, 0, 1]
+    assert target_M.tolist() == [1, 2, 8, 1]
+
+
+@given(st.lists(sequences_of_ids, min_size=1, max_size=3))
+def test_sharing_loses_no_token_and_keeps_none_twice(groups: list[list[list[int]]]) -> None:
+    sequences = [ids for group in groups for ids in group]
+    packed = pack(sequences, groups=[len(group) for group in groups])
+    spread_ST = packed.id_N[packed.padded_ST]
+    assert [row[:n].tolist() for row, n in zip(spread_ST, packed.lengths, strict=True)] == sequences
+    assert torch.equal(spread_ST.flatten()[packed.flat_N], packed.id_N)
+    place_ST = torch.arange(packed.padded_ST.shape[1]).expand_as(packed.padded_ST)
+    assert torch.equal(place_ST.flatten()[packed.flat_N], packed.position_N)
+    saved = sum(common_beginning(group) * (len(group) - 1) for group in groups)
+    assert len(packed.repeat_R) == saved
+    assert len(packed.id_N) == sum(packed.lengths) - saved
+    assert sorted([*packed.flat_N.tolist(), *packed.repeat_R.tolist()]) == [
+        row * packed.padded_ST.shape[1] + place for row, n in enumerate(packed.lengths) for place in range(n)
+    ]
+
+
+def test_groups_that_are_not_the_sequences_are_refused() -> None:
+    with pytest.raises(ValueError, match="the groups have 3 sequences, but 2 were given"):
+        pack([[1], [2]], groups=[2, 1])
+
+
 def test_the_token_before_each_response_token() -> None:
     # prompts of 2, 1 and 3 tokens with responses of 3, 0 and 2: the rows begin at 0, 5 and 6
-    assert response_sources([2, 1, 3], [3, 0, 2]).tolist() == [1, 2, 3, 8, 9]
+    packed = pack([[1, 2, 3, 4, 5], [6], [7, 8, 9, 10, 11]])
+    source_M, target_M = packed.predicted([2, 1, 3])
+    assert source_M.tolist() == [1, 2, 3, 8, 9]
+    assert target_M.tolist() == [3, 4, 5, 10, 11]
 
 
 @given(st.lists(st.tuples(st.integers(1, 5), st.integers(0, 6)), min_size=1, max_size=6))
-def test_sources_read_exactly_the_responses(lengths: list[tuple[int, int]]) -> None:
-    rows = [[(row, place) for place in range(prompt + response)] for row, (prompt, response) in enumerate(lengths)]
-    flat = [token for row in rows for token in row]
-    source_M = response_sources([prompt for prompt, _ in lengths], [response for _, response in lengths])
-    read = [flat[source + 1] for source in source_M.tolist()]
-    assert read == [token for row, (prompt, _) in zip(rows, lengths, strict=True) for token in row[prompt:]]
+def test_targets_are_exactly_the_responses(lengths: list[tuple[int, int]]) -> None:
+    rows = [[100 * row + place for place in range(prompt + response)] for row, (prompt, response) in enumerate(lengths)]
+    packed = pack(rows)
+    source_M, target_M = packed.predicted([prompt for prompt, _ in lengths])
+    assert target_M.tolist() == [
+        token for row, (prompt, _) in zip(rows, lengths, strict=True) for token in row[prompt:]
+    ]
+    assert (packed.id_N[source_M] + 1).tolist() == target_M.tolist()
 
 
 def test_a_response_without_a_prompt_is_refused() -> None:
     with pytest.raises(ValueError, match="nothing precedes"):
-        response_sources([2, 0], [1, 1])
+        pack([[1, 2], [3]]).predicted([1, 0])
 
 
 def test_rows_are_padded_to_the_right() -> None:

@@ -14,7 +14,7 @@ from tastemaker.cli import main
 from tastemaker.commands import intake, people, sampling, training, whole
 from tastemaker.config import from_mapping
 from tastemaker.errors import ConfigError
-from tastemaker.ranges import MAX_SEED, check_range
+from tastemaker.ranges import MAX_SEED, check_range, parse_size
 from tastemaker.recipe import Recipe
 
 # What a config that has required fields is built from; the others build themselves.
@@ -204,3 +204,20 @@ def test_what_lies_inside_passes() -> None:
     check_range(Farm(), "cows", "shares", above=0, most=3)
     check_range(Farm(cows=None), "cows", least=1)
     check_range(Farm(cows=10**400), "cows", least=1)
+
+
+# --- sizes -----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("text", "size"),
+    [("6GB", 6_000_000_000), ("512 MiB", 536_870_912), ("1.5kb", 1500), (" 2 TB ", 2 * 10**12), ("3KiB", 3072)],
+)
+def test_sizes_in_words(text: str, size: int) -> None:
+    assert parse_size(text, "max_memory") == size
+
+
+@pytest.mark.parametrize("text", ["", "6", "GB", "0GB", "-1GB", "6 gigabytes", "1e9B", "nan GB", "0.0001KB"])
+def test_what_is_no_size_is_refused(text: str) -> None:
+    with pytest.raises(ConfigError, match=r"max_memory is .*; give a size above 0, such as 6GB or 512MB"):
+        parse_size(text, "max_memory")

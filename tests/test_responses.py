@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -15,11 +16,14 @@ from tastemaker.records import About, Prompt
 from tastemaker.responses import (
     DecodingConfig,
     as_response,
+    engine_for,
     sample_responses,
     sample_rollouts,
     sampling_for,
     seed_for,
+    stream_response,
 )
+from tastemaker.settings import Precision
 from tastemaker.tokenizer import as_messages, wrap_tokenizer
 
 DECODING = DecodingConfig(max_new_tokens=7)
@@ -104,6 +108,59 @@ def test_responses_are_the_rollouts_as_text() -> None:
     policy = make_policy()
     groups = sample_responses(policy, PROMPTS, n=2, decoding=DECODING, seed=0, purpose="test")
     assert groups == [[as_response(policy, rollout) for rollout in group] for group in sample(policy, PROMPTS)]
+
+
+def test_a_stop_text_is_no_part_of_the_response() -> None:
+    tokenizer = wrap_tokenizer(train_bpe())  # of bytes and a few words: a stop text may begin inside a token
+    policy = LanguageModel(make_library("llama", vocabulary=tokenizer.vocabulary), tokenizer)
+    prompts = [Prompt(messages=as_messages(text), about=About(id=text)) for text in ("the cat", "the dog")]
+    options: dict[str, Any] = {"n": 5, "seed": 0, "purpose": "test"}
+    free = sample_responses(policy, prompts, decoding=DecodingConfig(max_new_tokens=23), **options)
+    stop = free[0][0].text[5:7]
+    stopping = DecodingConfig(max_new_tokens=23, stop_texts=(stop,))
+    for responses, wholes in zip(sample_responses(policy, prompts, decoding=stopping, **options), free, strict=True):
+        for response, whole in zip(responses, wholes, strict=True):
+            before, found, _ = whole.text.partition(stop)
+            assert response.text == before
+            assert response.finished == (bool(found) or whole.finished)
+
+
+@pytest.mark.parametrize("stop_texts", [(), ("w1",)])
+def test_a_stream_is_the_first_response_in_pieces(stop_texts: tuple[str, ...]) -> None:
+    policy = make_policy()
+    decoding = DecodingConfig(max_new_tokens=23, stop_texts=stop_texts)
+    for prompt in PROMPTS:
+        [[response]] = sample_responses(policy, [prompt], n=1, decoding=decoding, seed=0, purpose="test")
+        pieces = list(stream_response(policy, prompt, decoding=decoding, seed=0, purpose="test"))
+        assert "".join(piece.text for piece in pieces) == response.text
+        assert [piece.finished for piece in pieces] == [None] * (len(pieces) - 1) + [response.finished]
+        assert len(pieces) > 3 or response.text.count(" ") < 3
+
+
+def test_what_a_policy_is_decoded_in() -> None:
+    """As the config says; where it says nothing, as the stage does; fp32 where the stage says nothing either."""
+    policy, plain = make_policy(), DecodingConfig(max_new_tokens=7)
+    sampling, ids = sampling_for(policy, plain), [[4, 5, 6]]
+
+    def drawn(precision: Precision | None, stage: Precision) -> list[float]:
+        engine = engine_for(policy, replace(plain, precision=precision), precision=stage)
+        return engine.generate(ids, 1, sampling, [3])[0][0].logprobs
+
+    exact, rough = drawn("float32", "float32"), drawn("bfloat16", "float32")
+    assert exact != rough
+    assert (drawn(None, "float32"), drawn(None, "bfloat16")) == (exact, rough)
+    assert (drawn("float32", "bfloat16"), drawn("bfloat16", "bfloat16")) == (exact, rough)
+    assert sample_rollouts(policy, PROMPTS, n=1, decoding=plain, seed=0, purpose="") == sample_rollouts(
+        policy, PROMPTS, n=1, decoding=replace(plain, precision="float32"), seed=0, purpose=""
+    )
+
+
+def test_the_law_of_a_decoding_names_what_is_not_as_ever() -> None:
+    """Answers are kept under a hash of it, so settings that came later must not change the hash of what was before."""
+    law = {"max_new_tokens": 7, "temperature": 1.0, "greedy": False}
+    assert DECODING.law == replace(DECODING, precision="float32", batch_tokens=3).law == law
+    assert replace(DECODING, precision="bfloat16").law == law | {"precision": "bfloat16"}
+    assert replace(DECODING, stop_texts=("Q:",)).law == law | {"stop_texts": ["Q:"]}
 
 
 def test_settings_reach_the_engine() -> None:

@@ -70,6 +70,22 @@ def test_scores_come_in_order_however_they_are_batched(budget: int) -> None:
     assert len(set(scores)) == 3
 
 
+@pytest.mark.parametrize("budget", [1, 16, 30, 1000])
+def test_responses_to_one_prompt_read_it_once_and_score_as_alone(budget: int) -> None:
+    model, read = make_reward_model(), list[int]()
+    prompts = [PROMPTS[0]] * 3 + [PROMPTS[1]] + [PROMPTS[0]]
+    responses = [*RESPONSES, RESPONSES[0], RESPONSES[1]]
+    scores = ModelScorer(model, budget=budget)(prompts, responses)
+    for prompt, response, score in zip(prompts, responses, scores, strict=True):
+        assert [score] == pytest.approx(ModelScorer(model, budget=1000)([prompt], [response]), abs=1e-5)
+    model.scores = lambda packed: read.append(len(packed.id_N)) or torch.zeros(len(packed.lengths))  # type: ignore[method-assign, func-returns-value]
+    ModelScorer(model, budget=budget)(prompts, responses)
+    lengths = [len(encode_for_reward(model, *given)) for given in zip(prompts, responses, strict=True)]
+    # <bos> w0 w3 w5 w6 w7 w1 is the prompt: 7 tokens that the second and the third response need not read again
+    saved = {1: 0, 16: 7, 30: 14, 1000: 14}[budget]  # two of 8 and 7 tokens fit into 16, three of up to 10 into 30
+    assert sum(read) == sum(lengths) - saved
+
+
 def test_a_prompt_beyond_the_context_is_scored_by_its_end() -> None:
     model = make_reward_model(context=5)
     [score] = ModelScorer(model, budget=100)(PROMPTS[:1], RESPONSES[:1])

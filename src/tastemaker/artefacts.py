@@ -18,6 +18,7 @@ import json
 import platform
 import resource
 import shutil
+import sys
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -54,14 +55,14 @@ def run_stage(
     stage: str,
     config: Any,
     inputs: Mapping[str, Path | str],
-    work: Callable[[Path], None],
+    work: Callable[[Path], Mapping[str, Any] | None],
     keep: str | None = None,
 ) -> StageOutcome:
     """Run `work(folder)` unless the folder already holds its result for this config and these inputs.
 
     `inputs` names files or folders, hashed by content, or plain strings, taken as they are. `work` keeps what it needs
-    to resume under `folder/checkpoint`, which is removed at the end. `keep` is a file in the folder that stays when the
-    config or an input changes.
+    to resume under `folder/checkpoint`, which is removed at the end, and returns what else the manifest should tell.
+    `keep` is a file in the folder that stays when the config or an input changes.
     """
     task = {"stage": stage, "config": to_json(config), "inputs": _hash_inputs(inputs)}
     done = read_manifest(folder)
@@ -69,8 +70,9 @@ def run_stage(
         return StageOutcome(folder, skipped=True, seconds=float(done["seconds"]))
     before = _seconds_spent(folder, task, keep)
     began = time.monotonic()
+    forget_peak_memory()
     try:
-        work(folder)
+        told = work(folder)
     except TastemakerError:
         _put_back(folder, keep)
         raise
@@ -86,7 +88,8 @@ def run_stage(
         "python": platform.python_version(),
         "finished": datetime.now(UTC).isoformat(timespec="seconds"),
         "seconds": round(seconds, 3),
-        "peak_memory_mb": peak_memory_mb(),
+        "peak_memory_mb": round(peak_memory() / 2**20, 1),
+        **(told or {}),
     }
     write_json(folder / MANIFEST, manifest)
     (folder / STARTED).unlink(missing_ok=True)
@@ -138,10 +141,20 @@ def read_json(path: Path) -> Any:
         raise DataError(f"is not JSON: {error}.", path=path) from error
 
 
-def peak_memory_mb() -> float:
-    """The process's largest resident size so far."""
-    kilobytes = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return round(kilobytes / 1024, 1)
+def forget_peak_memory() -> None:
+    """Let `peak_memory` begin again with what is resident now, where the system can: Linux."""
+    with contextlib.suppress(OSError):
+        Path("/proc/self/clear_refs").write_text("5", encoding="ascii")
+
+
+def peak_memory() -> int:
+    """The process's largest resident size in bytes, since `forget_peak_memory` or in all."""
+    with contextlib.suppress(OSError):
+        for line in Path("/proc/self/status").read_text(encoding="ascii", errors="replace").splitlines():
+            if line.startswith("VmHWM:"):
+                return int(line.split()[1]) * 1024
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else peak * 1024
 
 
 def library_versions() -> dict[str, str]:

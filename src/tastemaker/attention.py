@@ -4,7 +4,8 @@ Every matrix product of a model runs on `[1, N]` tokens without padding; only he
 to `[S, T]` (right-padded, so that causality alone keeps the padding inert), and gathered again. The library calls the
 function under the name `PACKED`; the batch's `Packed` travels as a keyword of the model's forward call.
 
-Dimensions in names: N packed tokens, S sequences, T longest sequence, H query heads, G key/value heads, D head size.
+Dimensions in names: N packed tokens, S sequences, T longest sequence, H query heads, G key/value heads, E either of
+these, D head size.
 """
 
 from __future__ import annotations
@@ -59,45 +60,45 @@ def packed_attention(
         raise ValueError(f"its attention asks for {', '.join(refused) or 'no causality'}")
     if attention_mask is not None and int(attention_mask) != sliding_window:
         raise ValueError(f"its mask is local to {int(attention_mask)} tokens in a way that its attention is not told")
-    place_ST = packed.padded_ST
-    sequences, longest = place_ST.shape
+    longest = packed.padded_ST.shape[1]
     window = None if sliding_window is None or sliding_window >= longest else sliding_window
-
-    def spread(x: Tensor) -> Tensor:
-        spread_HMD = x[0].index_select(1, place_ST.reshape(-1))
-        return spread_HMD.view(x.shape[1], sequences, longest, x.shape[3]).transpose(0, 1)
-
     by_products = query.device.type == "cpu" and longest <= LONGEST_BY_PRODUCTS
     attend = _attend_by_products if by_products else _attend_by_library
-    attended_SHTD = attend(spread(query), spread(key), spread(value), window, scaling)
-    flat_MHD = attended_SHTD.transpose(1, 2).flatten(0, 1)
-    return flat_MHD.index_select(0, packed.flat_N)[None], None
+    return attend(query[0], key[0], value[0], packed, window, scaling)[None], None
 
 
 def _attend_by_library(
-    query_SHTD: Tensor, key_SGTD: Tensor, value_SGTD: Tensor, window: int | None, scaling: float | None
+    query_HND: Tensor, key_GND: Tensor, value_GND: Tensor, packed: Packed, window: int | None, scaling: float | None
 ) -> Tensor:
-    return scaled_dot_product_attention(
-        query_SHTD,
-        key_SGTD,
-        value_SGTD,
-        attn_mask=None if window is None else _banded(query_SHTD.shape[2], window, query_SHTD.device),
+    """`attended_NHD`, by the library's kernel on `[S, H, T, D]`."""
+    sequences, longest = packed.padded_ST.shape
+
+    def spread(x_END: Tensor) -> Tensor:
+        spread_EMD = x_END.index_select(1, packed.padded_ST.reshape(-1))
+        return spread_EMD.view(len(x_END), sequences, longest, -1).transpose(0, 1)
+
+    attended_SHTD = scaled_dot_product_attention(
+        spread(query_HND),
+        spread(key_GND),
+        spread(value_GND),
+        attn_mask=None if window is None else _banded(longest, window, query_HND.device),
         is_causal=window is None,
         scale=scaling,
-        enable_gqa=query_SHTD.shape[1] != key_SGTD.shape[1],
+        enable_gqa=len(query_HND) != len(key_GND),
     )
+    return attended_SHTD.transpose(1, 2).flatten(0, 1).index_select(0, packed.flat_N)
 
 
 def _attend_by_products(
-    query_SHTD: Tensor, key_SGTD: Tensor, value_SGTD: Tensor, window: int | None, scaling: float | None
+    query_HND: Tensor, key_GND: Tensor, value_GND: Tensor, packed: Packed, window: int | None, scaling: float | None
 ) -> Tensor:
-    device = query_SHTD.device.type
-    inputs = (query_SHTD, key_SGTD, value_SGTD)
-    if torch.is_autocast_enabled(device):  # which would pick a type for each product, and forget it for the gradient
-        query_SHTD, key_SGTD, value_SGTD = (each.to(torch.get_autocast_dtype(device)) for each in inputs)
-    scaling = query_SHTD.shape[3] ** -0.5 if scaling is None else scaling
+    """`attended_NHD`, by `_Products`."""
+    device = query_HND.device.type
+    # Autocast would pick a type for each product, and forget it for the gradient.
+    dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else query_HND.dtype
+    scaling = query_HND.shape[2] ** -0.5 if scaling is None else scaling
     with torch.autocast(device, enabled=False):
-        attended = _Products.apply(query_SHTD, key_SGTD, value_SGTD, window, scaling)  # type: ignore[no-untyped-call]
+        attended = _Products.apply(query_HND, key_GND, value_GND, packed, window, scaling, dtype)  # type: ignore[no-untyped-call]
     assert isinstance(attended, Tensor)
     return attended
 
@@ -105,44 +106,110 @@ def _attend_by_products(
 class _Products(torch.autograd.Function):
     """Attention as plain matrix products, whose weights are kept for the backward pass: `S * H * T * T` numbers.
 
-    Scores and softmax are of fp32 at least, as in the library's kernel; only what enters a product is rounded to bf16.
+    Scores and softmax are of fp32 at least, as in the library's kernel; only what enters another product is rounded to
+    `dtype`. Tokens are brought into the padded layout, and back, by one copy each way; automatic differentiation would
+    add gradients up where a place is read once, which takes longer than attention itself.
 
-    The H/G query heads of a key/value head are laid one below the other (X = S * G products, Q = H/G * T rows each), so
-    keys and values are not repeated.
+    The J = H/G query heads of a key/value head are laid one below the other (X = G * S products, Q = J * T rows each),
+    so keys and values are not repeated.
     """
 
     @staticmethod
     def forward(
-        ctx: Any, query_SHTD: Tensor, key_SGTD: Tensor, value_SGTD: Tensor, window: int | None, scaling: float
+        ctx: Any,
+        query_HND: Tensor,
+        key_GND: Tensor,
+        value_GND: Tensor,
+        packed: Packed,
+        window: int | None,
+        scaling: float,
+        dtype: torch.dtype,
     ) -> Tensor:
-        sequences, heads, longest, size = query_SHTD.shape
-        groups = key_SGTD.shape[1]
-        query_XQD = query_SHTD.reshape(sequences * groups, heads // groups * longest, size)
-        key_XTD, value_XTD = key_SGTD.reshape(-1, longest, size), value_SGTD.reshape(-1, longest, size)
-        hidden_TT = ~_banded(longest, longest if window is None else window, query_SHTD.device)
-        exact = torch.promote_types(query_SHTD.dtype, torch.float32)
-        score_XQT = torch.bmm(query_XQD.to(exact), key_XTD.to(exact).transpose(1, 2)).mul_(scaling)
-        score_XQT.view(sequences, heads, longest, longest).masked_fill_(hidden_TT, -torch.inf)
-        weight_XQT = score_XQT.softmax(-1).to(query_SHTD.dtype)
-        ctx.save_for_backward(query_XQD, key_XTD, value_XTD, weight_XQT)
-        ctx.scaling, ctx.query_shape, ctx.key_shape = scaling, query_SHTD.shape, key_SGTD.shape
-        return torch.bmm(weight_XQT, value_XTD).view(query_SHTD.shape)
+        heads, groups, longest = len(query_HND), len(key_GND), packed.padded_ST.shape[1]
+        exact = torch.promote_types(dtype, torch.float32)
+        query_XQD = _spread(query_HND.to(exact), packed, groups).mul_(scaling)
+        key_XTD = _spread(key_GND.to(exact), packed, groups)
+        value_XTD = _spread(value_GND.to(dtype), packed, groups)
+        hidden_TT = ~_banded(longest, longest if window is None else window, query_HND.device)
+        score_XQT = torch.bmm(query_XQD, key_XTD.transpose(1, 2))
+        score_XQT.view(-1, heads // groups, longest, longest).masked_fill_(hidden_TT, -torch.inf)
+        weight_XQT = score_XQT.softmax(-1).to(dtype)
+        ctx.save_for_backward(query_XQD.to(dtype), key_XTD.to(dtype), value_XTD, weight_XQT)
+        ctx.packed, ctx.scaling, ctx.groups = packed, scaling, groups
+        ctx.dtypes = query_HND.dtype, key_GND.dtype, value_GND.dtype
+        return _gather(torch.bmm(weight_XQT, value_XTD), packed, heads)
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, gradient_SHTD: Tensor) -> tuple[Tensor, Tensor, Tensor, None, None]:
+    def backward(ctx: Any, gradient_NHD: Tensor) -> tuple[Tensor | None, ...]:
         query_XQD, key_XTD, value_XTD, weight_XQT = ctx.saved_tensors
-        gradient_XQD = gradient_SHTD.reshape(query_XQD.shape)
+        packed, heads = ctx.packed, gradient_NHD.shape[1]
+        gradient_XQD = _spread_gradient(gradient_NHD, packed, ctx.groups)
         of_value_XTD = torch.bmm(weight_XQT.transpose(1, 2), gradient_XQD)
         of_weight_XQT = torch.bmm(gradient_XQD, value_XTD.transpose(1, 2))
         # What hidden places add is weight 0 times a finite number, so the mask need not be applied again.
         exact = torch.promote_types(weight_XQT.dtype, torch.float32)
         of_score_XQT = torch._softmax_backward_data(of_weight_XQT.to(exact), weight_XQT.to(exact), -1, exact)
-        of_score_XQT = of_score_XQT.mul_(ctx.scaling).to(weight_XQT.dtype)
-        of_query_XQD = torch.bmm(of_score_XQT, key_XTD)
-        of_key_XTD = torch.bmm(of_score_XQT.transpose(1, 2), query_XQD)
-        of_key_SGTD, of_value_SGTD = of_key_XTD.view(ctx.key_shape), of_value_XTD.view(ctx.key_shape)
-        return of_query_XQD.view(ctx.query_shape), of_key_SGTD, of_value_SGTD, None, None
+        of_score_XQT = of_score_XQT.to(weight_XQT.dtype)
+        of_query_XQD = torch.bmm(of_score_XQT, key_XTD).mul_(ctx.scaling)
+        of_key_XTD = torch.bmm(of_score_XQT.transpose(1, 2), query_XQD)  # of the scaled queries
+        of_query, of_key, of_value = (
+            _gather(x, packed, count, repeats=repeats).to(kind).transpose(0, 1)
+            for x, count, repeats, kind in zip(
+                (of_query_XQD, of_key_XTD, of_value_XTD),
+                (heads, ctx.groups, ctx.groups),
+                (False, True, True),
+                ctx.dtypes,
+                strict=True,
+            )
+        )
+        return of_query, of_key, of_value, None, None, None, None
+
+
+def _spread(x_END: Tensor, packed: Packed, groups: int) -> Tensor:
+    """`[E, N, D]` to `[G * S, E/G * T, D]`: each row of the padded layout for each head of a group."""
+    heads, tokens, size = x_END.shape
+    sequences = len(packed.padded_ST)
+    if x_END.transpose(0, 1).is_contiguous():  # as the library's modules have it
+        rows, of_head, of_token = x_END.transpose(0, 1).reshape(-1, size), 1, heads
+    else:
+        rows, of_head, of_token = x_END.reshape(-1, size), tokens, 1
+    head_GJ = torch.arange(heads, device=rows.device).view(groups, -1) * of_head
+    index_GSJT = head_GJ[:, None, :, None] + (packed.padded_ST * of_token)[None, :, None]
+    return rows.index_select(0, index_GSJT.reshape(-1)).view(groups * sequences, -1, size)
+
+
+def _gather(x_XQD: Tensor, packed: Packed, heads: int, *, repeats: bool = False) -> Tensor:
+    """Back to `[N, E, D]`: each token from its own place, with `repeats` the sum over all places that share it."""
+    (sequences, longest), size = packed.padded_ST.shape, x_XQD.shape[2]
+    groups = len(x_XQD) // sequences
+    rows, each = x_XQD.reshape(-1, size), heads // groups * longest  # rows of a product
+    head = torch.arange(heads, device=rows.device)
+    of_head_E = head // (heads // groups) * sequences * each + head % (heads // groups) * longest
+
+    def at(flat_M: Tensor) -> Tensor:
+        index_ME = (flat_M // longest * each + flat_M % longest)[:, None] + of_head_E
+        return rows.index_select(0, index_ME.reshape(-1)).view(-1, heads, size)
+
+    found_NED = at(packed.flat_N)
+    if repeats and len(packed.repeat_R):
+        token_R = packed.padded_ST.reshape(-1)[packed.repeat_R]
+        exact = torch.promote_types(rows.dtype, torch.float32)
+        found_NED = found_NED.to(exact).index_add_(0, token_R, at(packed.repeat_R).to(exact))
+    return found_NED
+
+
+def _spread_gradient(gradient_NHD: Tensor, packed: Packed, groups: int) -> Tensor:
+    """`_spread`, with zeros where nothing was read by `_gather`: where no token is, and where one is shared again."""
+    gradient_XQD = _spread(gradient_NHD.transpose(0, 1), packed, groups)
+    sequences, longest = packed.padded_ST.shape
+    if len(packed.flat_N) < sequences * longest:
+        read_ST = torch.zeros(sequences * longest, dtype=gradient_NHD.dtype, device=gradient_NHD.device)
+        read_ST[packed.flat_N] = 1
+        gradient_XQD.view(groups, sequences, -1, longest, gradient_XQD.shape[2]).mul_(
+            read_ST.view(sequences, 1, longest, 1)
+        )
+    return gradient_XQD
 
 
 def _banded(longest: int, window: int, device: torch.device) -> Tensor:

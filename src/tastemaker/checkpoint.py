@@ -16,7 +16,6 @@ import struct
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +26,9 @@ from torch import Tensor, nn
 from tastemaker.errors import ModelError
 from tastemaker.files import atomic_write, sync_folder
 from tastemaker.lora import merged_state
+from tastemaker.memory import Shape, shape_of
 from tastemaker.model import LanguageModel, RewardModel, context_length
+from tastemaker.model_places import check_folder, check_gguf, resolve_source
 from tastemaker.tokenizer import Tokenizer, load_tokenizer, wrap_tokenizer
 
 # Config fields that hold the dropout of a residual stream, by the library's families of models.
@@ -37,30 +38,6 @@ OTHER_DROPOUT_FIELDS = ("attn_pdrop", "embd_pdrop", "attention_dropout", "activa
 # How the library calls the classes of a model that writes, and of one that scores.
 LANGUAGE_MODELS, CLASSIFIERS = ("ForCausalLM", "LMHeadModel"), ("ForSequenceClassification",)
 GGUF_MODEL = "a GGUF file of a causal language model"
-PACKAGE_SCHEME = "package:"
-
-
-def resolve_source(source: str) -> str:
-    """A model source as the library understands it; `package:NAME/PATH` is a file that a Python package brings."""
-    if not source.startswith(PACKAGE_SCHEME):
-        return source
-    package, _, inside = source.removeprefix(PACKAGE_SCHEME).partition("/")
-    try:
-        spec = find_spec(package)  # finds the package without running it
-    except ModuleNotFoundError:
-        spec = None
-    if spec is None or not spec.submodule_search_locations:
-        raise ModelError(f"{source} names the Python package {package!r}, which is not installed.")
-    path = Path(next(iter(spec.submodule_search_locations))) / inside
-    if not path.exists():
-        raise ModelError(f"{source} names {path}, which the package {package!r} does not bring.")
-    return str(path)
-
-
-def model_source(source: str) -> Path | str:
-    """A model that lies on this machine by its path, so that its content is what counts; any other by its name."""
-    place = resolve_source(source)
-    return Path(place) if Path(place).exists() else source
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,23 +54,39 @@ def load_reader(source: str) -> Reader:
 
     place = resolve_source(source)
     if not place.endswith(".gguf"):
-        _check_folder(place)
+        check_folder(place)
         return Reader(load_tokenizer(place), context_length(_load_config(place, 0.0)))
     path = Path(place)
-    _check_gguf(path)
+    check_gguf(path)
     config = _load_gguf_config(path)
     with _quiet_library(), _as_model_error(place, GGUF_MODEL):
         tokenizer = AutoTokenizer.from_pretrained(str(path.parent), gguf_file=path.name)
     return Reader(wrap_tokenizer(tokenizer, source=place), context_length(config))
 
 
+def load_shape(source: str, *, scores: bool = False) -> Shape:
+    """What a model's memory depends on; `scores`: of a reward model on its trunk. No weights are read or made."""
+    from transformers import AutoModelForCausalLM
+
+    place = resolve_source(source)
+    if place.endswith(".gguf"):
+        check_gguf(Path(place))
+        config = _load_gguf_config(Path(place))
+    else:
+        check_folder(place)
+        config = _load_config(place, 0.0)
+    with _quiet_library(), _as_model_error(place, "a language model"), torch.device("meta"):
+        library = AutoModelForCausalLM.from_config(config)
+    return shape_of(library, scores=scores)
+
+
 def has_residual_dropout(source: str) -> bool:
     """Whether a model that `load_policy` loads has a residual dropout to set."""
     place = resolve_source(source)
     if not place.endswith(".gguf"):
-        _check_folder(place)
+        check_folder(place)
         return bool(_residual_dropouts(_load_config(place, 0.0)))
-    _check_gguf(Path(place))
+    check_gguf(Path(place))
     return bool(_residual_dropouts(_load_gguf_config(Path(place))))
 
 
@@ -111,7 +104,7 @@ def load_policy(source: str, *, stop_texts: Sequence[str] = (), residual_dropout
     place = resolve_source(source)
     if place.endswith(".gguf"):
         return _load_gguf(Path(place), stop_texts, residual_dropout)
-    _check_folder(place)
+    check_folder(place)
     tokenizer = load_tokenizer(place, stop_texts=stop_texts)
     config = _load_config(place, residual_dropout)
     classifier = _architecture(config, CLASSIFIERS)
@@ -160,7 +153,7 @@ def _with_scalar_head(place: str) -> tuple[Any, Tokenizer]:
             library = AutoModelForSequenceClassification.from_config(policy.library.config)
         library.base_model.load_state_dict(policy.library.base_model.state_dict())
         return library.to(torch.float32), policy.tokenizer
-    _check_folder(place)
+    check_folder(place)
     tokenizer = load_tokenizer(place)
     config = _load_config(place, 0.0)
     config.num_labels = 1
@@ -173,7 +166,7 @@ def load_reward_model(source: str) -> RewardModel:
     from transformers import AutoModelForSequenceClassification
 
     place = resolve_source(source)
-    _check_folder(place)
+    check_folder(place)
     config = _load_config(place, 0.0)
     language_model = _architecture(config, LANGUAGE_MODELS)
     if language_model:
@@ -249,7 +242,7 @@ def _load_gguf(path: Path, stop_texts: Sequence[str], residual_dropout: float) -
     """Load a GGUF file, dequantised, as an ordinary model (the library refuses to save one that it loaded so)."""
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
-    _check_gguf(path)
+    check_gguf(path)
     options = {"gguf_file": path.name}
     with _quiet_library(), _as_model_error(str(path), GGUF_MODEL):
         tokenizer = AutoTokenizer.from_pretrained(str(path.parent), **options)
@@ -271,15 +264,6 @@ def _load_gguf_config(path: Path) -> Any:
 
     with _quiet_library(), _as_model_error(str(path), GGUF_MODEL):
         return AutoConfig.from_pretrained(str(path.parent), gguf_file=path.name)
-
-
-def _check_gguf(path: Path) -> None:
-    if not path.exists():
-        raise ModelError(f"{path} does not exist; give the path of a GGUF file.")
-    try:
-        import gguf  # noqa: F401
-    except ModuleNotFoundError as error:
-        raise ModelError(f"reading {path} needs the gguf package: pip install 'tastemaker[gguf]'.") from error
 
 
 def _load_whole(auto_class: Any, place: str, config: Any, what: str, *, new: Sequence[str] = ()) -> Any:
@@ -323,24 +307,6 @@ def _residual_dropouts(config: Any) -> list[str]:
 def _architecture(config: Any, endings: tuple[str, ...]) -> str | None:
     """The class that the model was saved as, if its name ends so."""
     return next((name for name in config.architectures or () if name.endswith(endings)), None)
-
-
-def _check_folder(place: str) -> None:
-    path = Path(place)
-    if path.is_file() and path.suffix == ".gguf":
-        raise ModelError(
-            f"{place} is a GGUF file, which holds a language model only; give the folder of a reward model here."
-        )
-    if path.is_file():
-        raise ModelError(f"{place} is a file; give a model folder, a .gguf file or the name of a model on the hub.")
-    if path.is_dir() and not (path / "config.json").exists():
-        inside = path / "model"
-        hint = f"; {inside} is one" if (inside / "config.json").exists() else ""
-        raise ModelError(f"{place} is not a model folder: it has no config.json{hint}.")
-    if not path.exists() and (place.startswith((".", "/", "~")) or place.count("/") != 1):
-        raise ModelError(
-            f"{place} does not exist; give a model folder, a .gguf file or the name of a model on the hub."
-        )
 
 
 def _check_vocabulary(library: Any, tokenizer: Tokenizer, place: str) -> None:

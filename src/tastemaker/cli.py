@@ -1,7 +1,6 @@
 """The command line: one command a step. Nothing heavy is imported before a command is chosen, so --help is instant.
 
-The help of a command that trains takes seconds: its options are the config of a stage, which lies beside the code that
-it configures, and that imports torch.
+A command that trains imports torch when its options and files are read, so what is wrong with them is said at once.
 """
 
 from __future__ import annotations

@@ -29,13 +29,21 @@ def load_recipe(path: Path, recipe: type[Config]) -> Config:
     Raises:
         ConfigError: the file is missing, is not TOML, or holds a key or value that the recipe does not know.
     """
+    return from_mapping(recipe, read_toml(path), where=str(path))
+
+
+def read_toml(path: Path) -> dict[str, Any]:
+    """What a TOML file holds, whatever it means.
+
+    Raises:
+        ConfigError: the file is missing, or is not TOML.
+    """
     try:
-        data = tomllib.loads(path.read_text(encoding="utf-8"))
+        return tomllib.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError as error:
         raise ConfigError(f"{path} does not exist; give the path of a recipe (a .toml file).") from error
     except (tomllib.TOMLDecodeError, UnicodeDecodeError, IsADirectoryError) as error:
         raise ConfigError(f"{path} is not a TOML file: {error}.") from error
-    return from_mapping(recipe, data, where=str(path))
 
 
 def from_mapping(cls: type[Config], data: Any, *, where: str) -> Config:

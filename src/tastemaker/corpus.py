@@ -57,10 +57,7 @@ def permutation(count: int, *, seed: int, epoch: int) -> list[int]:
 
 def next_token_places(packed: Packed) -> tuple[Tensor, Tensor]:
     """`(source_M, target_M)`: every packed place that predicts a token of its own sequence, and that token's id."""
-    is_last_N = torch.zeros_like(packed.id_N, dtype=torch.bool)
-    is_last_N[packed.last_S] = True
-    source_M = torch.nonzero(~is_last_N)[:, 0]
-    return source_M, packed.id_N[source_M + 1]
+    return packed.predicted([1] * len(packed.lengths))
 
 
 def text_batches(sequences: Sequence[Sequence[int]], *, budget: int, device: torch.device) -> Iterator[Packed]:

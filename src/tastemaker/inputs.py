@@ -22,7 +22,7 @@ import torch
 
 from tastemaker import sources
 from tastemaker.artefacts import hash_path, read_json
-from tastemaker.checkpoint import Reader, load_reader, load_reward_model, model_source
+from tastemaker.checkpoint import Reader, load_reader, load_reward_model
 from tastemaker.config import to_json
 from tastemaker.console import say
 from tastemaker.errors import ConfigError
@@ -30,6 +30,8 @@ from tastemaker.files import read_demonstrations, read_prompts, read_rankings, r
 from tastemaker.functions import is_function_path, load_function
 from tastemaker.guidelines import GUIDELINES
 from tastemaker.kept import digest
+from tastemaker.model import freeze
+from tastemaker.model_places import model_source
 from tastemaker.panel import Panel
 from tastemaker.personal_data import without_personal_data
 from tastemaker.raters import SimulatedRater
@@ -244,7 +246,7 @@ class Inputs:
         precision = self._recipe.reward[name].optimizer.precision
 
         def load() -> Scorer:
-            model = load_reward_model(str(folder)).to(self._device)
+            model = freeze(load_reward_model(str(folder)), precision).to(self._device)
             return ModelScorer(model, budget=budget, precision=precision)
 
         return self._declare(str(folder.relative_to(self._folder)), folder, load)

@@ -9,31 +9,15 @@ from __future__ import annotations
 import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from tastemaker.errors import ModelError
-from tastemaker.ranges import check_range
+from tastemaker.settings import LoraConfig as LoraConfig
 
 ADAPTER = "default"
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class LoraConfig:
-    """Low-rank adapters: `rank` of the update, scaled by `alpha` / rank, on `targets` (None: peft's choice)."""
-
-    rank: int = 16
-    """Rank of an update."""
-    alpha: int = 32
-    """Updates are scaled by alpha / rank."""
-    targets: tuple[str, ...] | None = None
-    """Names of the layers that get adapters (none: peft's choice)."""
-
-    def __post_init__(self) -> None:
-        check_range(self, "rank", "alpha", least=1)
 
 
 def add_adapters(library: Any, config: LoraConfig, *, seed: int) -> None:

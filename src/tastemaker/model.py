@@ -17,7 +17,7 @@ import logging
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -25,13 +25,13 @@ from torch.utils.checkpoint import checkpoint
 
 from tastemaker.attention import packed_attention_on
 from tastemaker.errors import ModelError
+from tastemaker.head import LOGITS_PER_CHUNK, target_logprobs
 from tastemaker.packing import Packed, pack
 from tastemaker.tokenizer import Tokenizer
 
 log = logging.getLogger(__name__)
 
 PROBE_TOLERANCE = 1e-4  # of the largest value of a probe in fp32; a wrong mask or scale is off by far more
-LOGITS_PER_CHUNK = 2**24  # 64 MiB of fp32 logits at a time
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,8 +100,19 @@ class LanguageModel(nn.Module):
         """
         if self.linear_head:
             hidden_MD = (self.hidden(packed) if hidden_ND is None else hidden_ND).index_select(0, source_M)
-            head, size = self.library.get_output_embeddings(), hidden_MD.shape[0]
-            logits_of = head
+            logits_of, size = self.library.get_output_embeddings(), hidden_MD.shape[0]
+            if type(logits_of) is nn.Linear:
+                known = self.tokenizer.vocabulary
+                weight_VD, bias = _first_rows(logits_of.weight, known), logits_of.bias
+                found = target_logprobs(
+                    hidden_MD,
+                    weight_VD,
+                    target_M,
+                    bias_V=None if bias is None else _first_rows(bias, known),
+                    temperature=temperature,
+                    entropy=entropy,
+                )
+                return Predictions(*found)
         else:
             hidden_MD = self._library_logits(packed, source_M)
             size, logits_of = hidden_MD.shape[0], nn.Identity()
@@ -169,6 +180,28 @@ class RewardModel(nn.Module):
     def scores(self, packed: Packed) -> Tensor:
         """`score_S`, read at each sequence's last token."""
         return self.at(packed, packed.last_S)
+
+
+Frozen = TypeVar("Frozen", LanguageModel, RewardModel)
+
+
+def freeze(model: Frozen, precision: str) -> Frozen:
+    """The same model, never to be trained or saved: in bf16 it holds what matrix products round in any case.
+
+    Under autocast the weights of linear layers are rounded each time they are used, so holding them rounded changes no
+    result, and takes half the memory and no rounding. Embeddings, norms and heads stay in fp32.
+    """
+    model.requires_grad_(False)
+    if precision == "bfloat16":
+        for module in model.library.base_model.modules():
+            if type(module) is nn.Linear:
+                module.to(torch.bfloat16)
+    return model
+
+
+def _first_rows(rows: Tensor, count: int) -> Tensor:
+    """Without a slice where all are wanted, whose gradient would be a copy."""
+    return rows if len(rows) == count else rows[:count]
 
 
 def _predict_chunk(

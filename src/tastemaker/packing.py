@@ -3,12 +3,17 @@
 Dimensions in names: N packed tokens, S sequences, T the longest sequence's tokens, M selected tokens. Lengths are
 carried, never guessed from pad ids. Tokens of S sequences lie one after another in `[N]`; only attention needs them as
 `[S, T]`, and `Packed` holds the two index tensors that go there and back.
+
+Sequences that begin alike (the K responses to a prompt, a chosen and a rejected one) can share that beginning: its
+tokens are there once, and a place of the packed row then belongs to several sequences. Causality makes that exact,
+since no token sees what differs behind it. A beginning is told by the tokens, so nothing has to be declared right.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import takewhile
 
 import torch
 from torch import Tensor
@@ -20,7 +25,8 @@ class Packed:
 
     `id_N` token ids; `position_N` each token's place in its own sequence; `lengths` of the sequences; `padded_ST` for
     each place of the padded layout the packed index to read (0 where there is no token); `flat_N` for each packed token
-    its index in the flattened padded layout.
+    its index in the flattened padded layout, in the first of the sequences that share it; `repeat_R` the flattened
+    places of the others.
     """
 
     id_N: Tensor
@@ -28,6 +34,7 @@ class Packed:
     lengths: tuple[int, ...]
     padded_ST: Tensor
     flat_N: Tensor
+    repeat_R: Tensor
 
     def to(self, device: torch.device) -> Packed:
         return Packed(
@@ -36,47 +43,75 @@ class Packed:
             lengths=self.lengths,
             padded_ST=self.padded_ST.to(device),
             flat_N=self.flat_N.to(device),
+            repeat_R=self.repeat_R.to(device),
         )
 
     @property
     def last_S(self) -> Tensor:
         """The packed index of each sequence's last token."""
-        return torch.tensor(self.lengths, device=self.id_N.device).cumsum(0) - 1
+        length_S = torch.tensor(self.lengths, device=self.id_N.device)
+        return self.padded_ST.gather(1, length_S[:, None] - 1)[:, 0]
+
+    def predicted(self, prompt_lengths: Sequence[int]) -> tuple[Tensor, Tensor]:
+        """`(source_M, target_M)` of all tokens behind the prompts, sequence after sequence.
+
+        `target_M` is a token's id, `source_M` the packed index of the token before it in its sequence: where its
+        log-prob is read, and the value of the state in which it was chosen.
+        """
+        if min(prompt_lengths) < 1:
+            raise ValueError("a prompt has no tokens, so nothing precedes its first response token")
+        place_T = torch.arange(self.padded_ST.shape[1])
+        prompt_S, length_S = torch.tensor(list(prompt_lengths)), torch.tensor(self.lengths)
+        is_target_ST = ((place_T >= prompt_S[:, None]) & (place_T < length_S[:, None])).to(self.id_N.device)
+        source_M = self.padded_ST[:, :-1][is_target_ST[:, 1:]]
+        return source_M, self.id_N[self.padded_ST[is_target_ST]]
 
 
-def pack(sequences: Sequence[Sequence[int]]) -> Packed:
-    """Lay `sequences` end to end. Empty sequences are refused: they have no last token."""
+def pack(sequences: Sequence[Sequence[int]], *, groups: Sequence[int] | None = None) -> Packed:
+    """Lay `sequences` end to end. Empty sequences are refused: they have no last token.
+
+    With `groups`, so many sequences after one another share the tokens that they all begin with.
+    """
     if not sequences or not all(len(ids) for ids in sequences):
         raise ValueError("cannot pack an empty sequence; give each sequence at least one token")
-    length_S = torch.tensor([len(ids) for ids in sequences])
-    id_N = torch.tensor([token for ids in sequences for token in ids])
-    start_S = length_S.cumsum(0) - length_S
-    sequence_N = torch.repeat_interleave(torch.arange(len(sequences)), length_S)
-    position_N = torch.arange(len(id_N)) - start_S[sequence_N]
-    longest = int(length_S.max())
+    sizes = [1] * len(sequences) if groups is None else list(groups)
+    if sum(sizes) != len(sequences):
+        raise ValueError(f"the groups have {sum(sizes)} sequences, but {len(sequences)} were given")
+    ids, index_of, first = list[int](), list[Tensor](), 0
+    for size in sizes:
+        members = sequences[first : first + size]
+        begin, shared = len(ids), common_beginning(members) if size > 1 else 0
+        ids += members[0][:shared]
+        for member in members:
+            own = torch.arange(len(ids), len(ids) + len(member) - shared)
+            index_of.append(torch.cat([torch.arange(begin, begin + shared), own]) if shared else own)
+            ids += member[shared:]
+        first += size
+    lengths = tuple(map(len, sequences))
+    return Packed(id_N=torch.tensor(ids), lengths=lengths, **_places(index_of, lengths, len(ids)))
+
+
+def _places(index_of: Sequence[Tensor], lengths: Sequence[int], tokens: int) -> dict[str, Tensor]:
+    """Where tokens stand in the padded layout, from the packed indices of each sequence."""
+    longest = max(lengths)
+    padded_ST = torch.zeros(len(lengths), longest, dtype=torch.long)
+    position_N, flat_N = torch.empty(tokens, dtype=torch.long), torch.empty(tokens, dtype=torch.long)
     place_T = torch.arange(longest)
-    padded_ST = torch.where(place_T < length_S[:, None], start_S[:, None] + place_T, 0)
-    return Packed(
-        id_N=id_N,
-        position_N=position_N,
-        lengths=tuple(length_S.tolist()),
-        padded_ST=padded_ST,
-        flat_N=sequence_N * longest + position_N,
-    )
+    for row in reversed(range(len(lengths))):  # the first sequence that has a token comes last, and stays
+        index_L, place_L = index_of[row], place_T[: lengths[row]]
+        padded_ST[row, : lengths[row]] = index_L
+        position_N[index_L], flat_N[index_L] = place_L, row * longest + place_L
+    repeat_R = torch.empty(0, dtype=torch.long)
+    if tokens < sum(lengths):
+        is_token_ST = place_T < torch.tensor(list(lengths))[:, None]
+        place_ST = torch.arange(padded_ST.numel()).view_as(padded_ST)
+        repeat_R = place_ST[is_token_ST & (flat_N[padded_ST] != place_ST)]
+    return {"position_N": position_N, "padded_ST": padded_ST, "flat_N": flat_N, "repeat_R": repeat_R}
 
 
-def response_sources(prompt_lengths: Sequence[int], response_lengths: Sequence[int]) -> Tensor:
-    """For sequences of prompt + response laid end to end: the packed index of the token before each response token.
-
-    That is where a response token's log-prob is read, and the value of the state in which it was chosen.
-    """
-    prompt_S, response_S = torch.tensor(list(prompt_lengths)), torch.tensor(list(response_lengths))
-    if int(prompt_S.min()) < 1:
-        raise ValueError("a prompt has no tokens, so nothing precedes its first response token")
-    end_S = (prompt_S + response_S).cumsum(0)
-    first_S = end_S - response_S - 1
-    before_S = response_S.cumsum(0) - response_S
-    return torch.repeat_interleave(first_S - before_S, response_S) + torch.arange(int(response_S.sum()))
+def common_beginning(sequences: Sequence[Sequence[int]]) -> int:
+    """How many tokens all of them begin with."""
+    return sum(1 for _ in takewhile(lambda tokens: len(set(tokens)) == 1, zip(*sequences, strict=False)))
 
 
 def pad_rows(value_M: Tensor, counts: Sequence[int], *, width: int | None = None) -> tuple[Tensor, Tensor]:

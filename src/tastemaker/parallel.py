@@ -13,6 +13,8 @@ from typing import Any
 
 import torch
 
+from tastemaker import artefacts
+
 log = logging.getLogger(__name__)
 
 FP32_RELATIVE_ERROR = 2e-6  # what a true fp32 product keeps; bf16 rounding gives about 3e-3
@@ -34,7 +36,7 @@ def _keep_freed_memory() -> None:
     libc = _libc()
     if libc is not None:
         libc.mallopt(-4, 0)  # M_MMAP_MAX
-        libc.mallopt(-1, 2**31 - 1)  # M_TRIM_THRESHOLD
+        libc.mallopt(-1, -1)  # M_TRIM_THRESHOLD: never. The largest number it takes is 2 GiB, less than a step frees
 
 
 def give_back_memory() -> None:
@@ -45,6 +47,25 @@ def give_back_memory() -> None:
     libc = _libc()
     if libc is not None:
         libc.malloc_trim(0)
+
+
+def on_gpu() -> bool:
+    """Whether `prepare` gives a GPU."""
+    return torch.cuda.is_available()
+
+
+def forget_peak() -> None:
+    """Let `peak_memory` begin again."""
+    if torch.cuda.is_available():
+        torch.cuda.reset_peak_memory_stats()
+    artefacts.forget_peak_memory()
+
+
+def peak_memory() -> int:
+    """The most bytes that were held since `forget_peak`: of the GPU where there is one, else of the process."""
+    if torch.cuda.is_available():
+        return int(torch.cuda.max_memory_allocated())
+    return artefacts.peak_memory()
 
 
 def _libc() -> ctypes.CDLL | None:

@@ -20,14 +20,14 @@ from tastemaker.report import write_report
 from tastemaker.round import Round
 
 
-def run(recipe: Recipe, out: Path) -> Path:
-    """Run a recipe into the folder `out`. Returns the path of the report.
+def run(recipe: Recipe, out: Path, *, max_memory: int | None = None) -> Path:
+    """Run a recipe into the folder `out`, training within so many bytes of memory. Returns the path of the report.
 
     Raises:
         AnswersMissing: people have to answer queued tasks first; run again afterwards.
     """
     preflight.check(recipe)
-    with Round(recipe, out) as round_:
+    with Round(recipe, out, max_memory=max_memory) as round_:
         round_.prompts()
         round_.demonstrations()
         for variant in recipe.sft:

@@ -8,12 +8,12 @@ from __future__ import annotations
 from pathlib import Path
 from typing import get_args
 
-from tastemaker.checkpoint import resolve_source
 from tastemaker.errors import ConfigError, DataError, ModelError
 from tastemaker.files import READERS
 from tastemaker.functions import is_function_path, load_function
+from tastemaker.model_places import resolve_source
 from tastemaker.recipe import Recipe
-from tastemaker.stages.ppo import PpoConfig
+from tastemaker.settings import PpoConfig
 from tastemaker.store.tasks import Purpose
 
 LOCAL = (".", "/", "~")  # a path that begins so is no name on the hub

@@ -6,9 +6,11 @@ Every numeric field of every config and command is held to a range; `tests/test_
 from __future__ import annotations
 
 import math
+import re
 
 from tastemaker.errors import ConfigError
 
+SIZE = re.compile(r"(?P<number>\d+(\.\d+)?) ?(?P<unit>[KMGT]i?B)", re.IGNORECASE)
 MAX_SEED = 2**32 - 1  # what every generator of random numbers that we use takes, and a multiple of it too
 
 
@@ -43,6 +45,22 @@ def check_seed_and_threads(config: object) -> None:
     """The two numbers that every command which trains or samples takes."""
     check_range(config, "seed", least=0, most=MAX_SEED)
     check_range(config, "threads", least=1)
+
+
+def parse_size(text: str, name: str) -> int:
+    """Bytes from words such as "6GB" (6e9) or "512 MiB" (512 * 2^20).
+
+    Raises:
+        ConfigError: it is no size above 0.
+    """
+    found = SIZE.fullmatch(text.strip())
+    size = 0
+    if found is not None:
+        unit = found["unit"].upper()
+        size = int(float(found["number"]) * (1024 if "I" in unit else 1000) ** (1 + "KMGT".index(unit[0])))
+    if size < 1:
+        raise ConfigError(f"{name} is {text!r}; give a size above 0, such as 6GB or 512MB.")
+    return size
 
 
 def _allowed(least: float | None, above: float | None, most: float | None, below: float | None, number: float) -> str:

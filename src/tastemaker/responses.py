@@ -7,47 +7,19 @@ other prompts are sampled beside it.
 from __future__ import annotations
 
 import hashlib
-import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
+
+import torch
 
 from tastemaker.checkpoint import Reader
 from tastemaker.console import say
 from tastemaker.errors import ConfigError, DataError
-from tastemaker.generation import FinishReason, Generator, Rollout, Sampling
+from tastemaker.generation import FinishReason, Generator, GrowingText, Rollout, Sampling
 from tastemaker.model import LanguageModel
-from tastemaker.ranges import check_range
 from tastemaker.records import Prompt, Response
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class DecodingConfig:
-    """How responses are decoded: drawn at `temperature`, or the likeliest token each time (`greedy`)."""
-
-    max_new_tokens: int = 256
-    """Where a response is cut off."""
-    temperature: float = 1.0
-    """Logits are divided by it."""
-    greedy: bool = False
-    """Take the likeliest token each time."""
-    batch_tokens: int = 16384
-    """Tokens of prompt and response that are decoded together."""
-
-    def __post_init__(self) -> None:
-        check_range(self, "max_new_tokens", "batch_tokens", least=1)
-        if not 0 < self.temperature < math.inf:
-            raise ConfigError(
-                f"temperature is {self.temperature}; it must be above 0. For the likeliest token set greedy = true."
-            )
-
-    @property
-    def law(self) -> dict[str, int | float | bool]:
-        """What shapes a response; how many are decoded together does not."""
-        return {"max_new_tokens": self.max_new_tokens, "temperature": self.temperature, "greedy": self.greedy}
-
-    @property
-    def name(self) -> str:
-        return "greedy" if self.greedy else f"T={self.temperature:g}"
+from tastemaker.settings import DecodingConfig as DecodingConfig
+from tastemaker.settings import Precision
 
 
 def seed_for(seed: int, *parts: str | int) -> int:
@@ -63,6 +35,19 @@ def sampling_for(policy: LanguageModel, decoding: DecodingConfig) -> Sampling:
         temperature=decoding.temperature,
         greedy=decoding.greedy,
         stop_token_ids=policy.tokenizer.stop_ids,
+        stop_texts=decoding.stop_texts,
+    )
+
+
+def engine_for(policy: LanguageModel, decoding: DecodingConfig, *, precision: Precision = "float32") -> Generator:
+    """The engine that decodes a policy so. `precision` holds where the decoding names none."""
+    in_bf16 = (decoding.precision or precision) == "bfloat16"
+    return Generator(
+        policy.library,
+        vocabulary=policy.tokenizer.vocabulary,
+        dtype=torch.bfloat16 if in_bf16 else None,
+        decode=policy.tokenizer.decode,
+        max_batch_tokens=decoding.batch_tokens,
     )
 
 
@@ -109,10 +94,7 @@ def sample_rollouts(
         opens = bool(ids) and ids[0][0] == bos
         ids = [row[1:] for row in ids] if opens else ids
         prefix_ids = ([bos] if opens else []) + policy.tokenizer.response_ids(prefix, finished=False)
-    generator = Generator(
-        policy.library, vocabulary=policy.tokenizer.vocabulary, max_batch_tokens=decoding.batch_tokens
-    )
-    groups = generator.generate(
+    groups = engine_for(policy, decoding).generate(
         ids,
         n,
         sampling_for(policy, decoding),
@@ -126,9 +108,40 @@ def sample_rollouts(
 
 
 def as_response(policy: LanguageModel, rollout: Rollout) -> Response:
-    """A rollout's text, without the stop token."""
+    """A rollout's text, without the stop token or the stop text that ended it."""
     text = policy.tokenizer.response_text(rollout.response_ids)
+    if rollout.stop_text is not None:
+        text = text[: text.index(rollout.stop_text)]
     return Response(text=text, finished=rollout.finish is FinishReason.STOP)
+
+
+@dataclass(frozen=True, slots=True)
+class TextPiece:
+    """The next words of a response that is being sampled; `finished` is told with the last of them."""
+
+    text: str
+    finished: bool | None
+
+
+def stream_response(
+    policy: LanguageModel, prompt: Prompt, *, decoding: DecodingConfig, seed: int, purpose: str
+) -> Iterator[TextPiece]:
+    """The first response that `sample_responses` gives, piece by piece while it is sampled."""
+    tokenizer = policy.tokenizer
+    pieces = engine_for(policy, decoding).stream(
+        [tokenizer.prompt_ids(prompt.messages)],
+        1,
+        sampling_for(policy, decoding),
+        [seed_for(seed, purpose, prompt.key)],
+    )
+    growing = GrowingText(tokenizer.decode, decoding.stop_texts)
+    for piece in pieces:
+        text = "" if piece.token in tokenizer.stop_ids else growing.add(piece.token)
+        if piece.finish is None:
+            if text:
+                yield TextPiece(text, None)
+        else:
+            yield TextPiece(text + growing.rest(), piece.finish is FinishReason.STOP)
 
 
 def fitting_prompts(

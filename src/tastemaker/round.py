@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from datetime import UTC, datetime
+from functools import cache, partial
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -22,23 +23,35 @@ from tastemaker.config import to_json
 from tastemaker.console import say
 from tastemaker.errors import DataError
 from tastemaker.files import read_demonstrations, read_prompts, write_json, write_records
+from tastemaker.forecast import (
+    Config,
+    Forecast,
+    Place,
+    dpo_forecast,
+    fitted,
+    ppo_forecast,
+    reward_forecast,
+    sft_forecast,
+    watched,
+)
 from tastemaker.inputs import Inputs
 from tastemaker.kept import digest
 from tastemaker.model import LanguageModel
 from tastemaker.recipe import Recipe
 from tastemaker.records import Demonstration, Prompt
 from tastemaker.responses import DecodingConfig, leaving_room, sample_responses
+from tastemaker.settings import DpoConfig, PpoConfig, RewardConfig, SftConfig
 from tastemaker.stages import demonstrations, dpo, ppo, prompts, reward, sft
 from tastemaker.store import LabelService, Store
 
-Work = Callable[[Path], None]
+Work = Callable[[Path], Mapping[str, Any] | None]
 
 
 class Round:
     """A round in progress. Use as a context manager: it holds the label store open."""
 
-    def __init__(self, recipe: Recipe, out: Path, *, number: int = 1) -> None:
-        self.recipe, self.out = recipe, out
+    def __init__(self, recipe: Recipe, out: Path, *, number: int = 1, max_memory: int | None = None) -> None:
+        self.recipe, self.out, self.max_memory = recipe, out, max_memory
         self.folder = out / f"round-{number}"
         self.number = number
         self.device = parallel.prepare(recipe.threads)
@@ -99,6 +112,12 @@ class Round:
         train, validation = inputs.demonstrations("train"), inputs.demonstrations("validation")
         text = inputs.texts() if config.pretraining_mix else None
 
+        @cache
+        def forecast() -> Forecast[SftConfig]:
+            return sft_forecast(base.load(), train.load(), [] if text is None else text.load(), Place.here())
+
+        config = self.fitted(config, forecast)
+
         def work(folder: Path) -> None:
             sft.train_sft(
                 folder,
@@ -111,7 +130,7 @@ class Round:
                 seed=seed,
             )
 
-        self.run(f"3-sft/{variant}", config, inputs, work)
+        self.train(f"3-sft/{variant}", config, inputs, work, forecast)
 
     def comparisons(self) -> None:
         """Sample responses and have them ranked: for training, and on validation prompts by both groups of raters."""
@@ -129,6 +148,12 @@ class Round:
         exist_already = self.recipe.comparisons is not None and self.recipe.comparisons.source is not None
         test = inputs.rankings("test") if exist_already else None
 
+        @cache
+        def forecast() -> Forecast[RewardConfig]:
+            return reward_forecast(init.load(), train.load(), Place.here())
+
+        config = self.fitted(config, forecast)
+
         def work(folder: Path) -> None:
             tested = [] if test is None else test.load()
             reward.train_reward_model(
@@ -143,7 +168,7 @@ class Round:
                 seed=seed,
             )
 
-        self.run(f"5-reward/{variant}", config, inputs, work)
+        self.train(f"5-reward/{variant}", config, inputs, work, forecast)
 
     def select(self, variant: str) -> None:
         """Choose an SFT variant's epoch by reward score on validation prompts."""
@@ -165,9 +190,11 @@ class Round:
 
     def policy(self, variant: str) -> None:
         """Optimise a policy for the reward model, or directly on the rankings."""
-        config, inputs = self.recipe.policy[variant], self.inputs()
-        work = self._dpo(config, inputs) if isinstance(config, dpo.DpoConfig) else self._ppo(config, inputs)
-        self.run(f"6-policy/{variant}", config, inputs, work)
+        config, name = self.recipe.policy[variant], f"6-policy/{variant}"
+        if isinstance(config, DpoConfig):
+            self._dpo(name, config)
+        else:
+            self._ppo(name, config)
 
     def evaluation(self) -> None:
         """Blind evaluation of everybody against everybody asked for."""
@@ -223,6 +250,16 @@ class Round:
         self.outcomes[name] = outcome
         parallel.give_back_memory()
 
+    def fitted(self, config: Config, forecast: Callable[[], Forecast[Config]]) -> Config:
+        """With micro-batches that keep within the limit of memory, where there is one."""
+        return config if self.max_memory is None else fitted(config, forecast(), self.max_memory)
+
+    def train(
+        self, name: str, config: Config, inputs: Inputs, work: Work, forecast: Callable[[], Forecast[Config]]
+    ) -> None:
+        """Run a stage that trains, and watch its memory."""
+        self.run(name, config, inputs, lambda folder: watched(partial(work, folder), forecast, config))
+
     def study(self, name: str, shape: Mapping[str, object]) -> str:
         """A study's name holds a fingerprint of what shapes its questions, so that other questions are another study.
 
@@ -241,7 +278,7 @@ class Round:
     def _decodings(self) -> list[DecodingConfig]:
         """All ways in which this recipe's stages sample from descendants of its base."""
         recipe = self.recipe
-        found = [policy.decoding for policy in recipe.policy.values() if isinstance(policy, ppo.PpoConfig)]
+        found = [policy.decoding for policy in recipe.policy.values() if isinstance(policy, PpoConfig)]
         if recipe.selection or (recipe.comparisons is not None and recipe.comparisons.source is None):
             found.append(self._short_decoding())
         return found + list(recipe.evaluation.decodings if recipe.evaluation is not None else ())
@@ -288,12 +325,20 @@ class Round:
 
         return work
 
-    def _ppo(self, config: ppo.PpoConfig, inputs: Inputs) -> Work:
+    def _ppo(self, name: str, config: PpoConfig) -> None:
+        inputs = self.inputs()
         init, seed = inputs.start(config.init), inputs.seed()
         asked, held_out = inputs.prompts("train"), inputs.held_out_texts()
-        scorer = inputs.scorer(config.reward, budget=config.microbatch_tokens)
         reward_model = inputs.model(f"reward/{config.reward}") if config.reward in self.recipe.reward else None
         text = inputs.texts() if config.ptx_coef else None
+
+        @cache
+        def forecast() -> Forecast[PpoConfig]:
+            judge = None if reward_model is None else reward_model.load()
+            return ppo_forecast(init.load(), judge, asked.load(), [] if text is None else text.load(), Place.here())
+
+        config = self.fitted(config, forecast)
+        scorer = inputs.scorer(config.reward, budget=config.microbatch_tokens)
 
         def work(folder: Path) -> None:
             ppo.train_ppo(
@@ -309,11 +354,18 @@ class Round:
                 seed=seed,
             )
 
-        return work
+        self.train(name, config, inputs, work, forecast)
 
-    def _dpo(self, config: dpo.DpoConfig, inputs: Inputs) -> Work:
+    def _dpo(self, name: str, config: DpoConfig) -> None:
+        inputs = self.inputs()
         init, seed = inputs.start(config.init), inputs.seed()
         train, validation = inputs.rankings("train"), inputs.rankings("validation")
+
+        @cache
+        def forecast() -> Forecast[DpoConfig]:
+            return dpo_forecast(init.load(), train.load(), Place.here())
+
+        config = self.fitted(config, forecast)
 
         def work(folder: Path) -> None:
             dpo.train_dpo(
@@ -326,4 +378,4 @@ class Round:
                 seed=seed,
             )
 
-        return work
+        self.train(name, config, inputs, work, forecast)

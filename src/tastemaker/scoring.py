@@ -52,13 +52,29 @@ class ModelScorer:
             encode_for_reward(model, prompt, response) for prompt, response in zip(prompts, responses, strict=True)
         ]
         scores = [0.0] * len(sequences)
-        for group in microbatches([len(ids) for ids in sequences], budget=self.budget):
-            packed = pack([sequences[index] for index in group]).to(model.device)
+        units = _alike(prompts, sequences, self.budget)
+        costs = [len(unit) * max(len(sequences[index]) for index in unit) for unit in units]
+        for group in microbatches(costs, budget=self.budget):
+            members = [index for unit in group for index in units[unit]]
+            packed = pack([sequences[index] for index in members], groups=[len(units[unit]) for unit in group])
             with torch.autocast(model.device.type, dtype=torch.bfloat16, enabled=self.bfloat16):
-                score_S = model.scores(packed)
-            for index, score in zip(group, score_S.tolist(), strict=True):
+                score_S = model.scores(packed.to(model.device))
+            for index, score in zip(members, score_S.tolist(), strict=True):
                 scores[index] = score
         return scores
+
+
+def _alike(prompts: Sequence[Prompt], sequences: Sequence[Sequence[int]], budget: int) -> list[list[int]]:
+    """Responses to one prompt that follow one another, as many together as fit: the prompt is read once for them."""
+    units = list[list[int]]()
+    for index, prompt in enumerate(prompts):
+        if units and prompts[units[-1][0]].messages == prompt.messages:
+            longest = max(len(sequences[other]) for other in [*units[-1], index])
+            if longest * (len(units[-1]) + 1) <= budget:
+                units[-1].append(index)
+                continue
+        units.append([index])
+    return units
 
 
 class FunctionScorer:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import replace
 from typing import Any
 
@@ -12,7 +13,7 @@ from tests.models import make_library
 
 from tastemaker.errors import ConfigError, DataError
 from tastemaker.generation import Sampling
-from tastemaker.generation.batches import Request, Row, plan_batches
+from tastemaker.generation.batches import Pool, Request, Row, plan_pools
 
 
 def request_for(prompts: list[list[int]], n: int = 1, prefix: tuple[int, ...] = ()) -> Request:
@@ -30,26 +31,37 @@ def request_for(prompts: list[list[int]], n: int = 1, prefix: tuple[int, ...] = 
     n=st.integers(1, 5),
     budget=st.integers(1, 97),
     mixed=st.booleans(),
+    refilled=st.booleans(),
 )
-def test_every_response_is_planned_once_and_batches_keep_to_the_budget(
-    lengths: list[int], n: int, budget: int, mixed: bool
+def test_every_response_is_planned_once_and_pools_keep_to_the_budget(
+    lengths: list[int], n: int, budget: int, mixed: bool, refilled: bool
 ) -> None:
     request = request_for([[7] * length for length in lengths], n, prefix=(1, 2))
-    batches = list(plan_batches(request, budget, mixed_lengths=mixed))
-    planned = [row for batch in batches for row in batch]
+    pools = list(plan_pools(request, budget, mixed_lengths=mixed, refilled=refilled))
+    planned = [row for pool in pools for row in pool.rows]
     assert len(planned) == len(lengths) * n
     assert set(planned) == {Row(prompt, response) for prompt in range(len(lengths)) for response in range(n)}
-    for batch in batches:
-        widths = [lengths[row.prompt] + 2 + 3 for row in batch]
-        assert len(batch) * max(widths) <= budget or len(batch) == 1
+    for pool in pools:
+        widths = [lengths[row.prompt] + 2 + 3 for row in pool.rows]
+        assert widths == sorted(widths, reverse=True)  # so whoever joins is no longer than those who are there
+        assert pool.room * widths[0] <= budget or pool.room == 1
         assert mixed or len(set(widths)) == 1
+        assert refilled or len(widths) <= pool.room
+        assert all(budget // width <= 1.25 * pool.room for width in widths[pool.room :])
 
 
-def test_batches_are_as_large_as_the_budget_allows_and_similar_lengths_stand_together() -> None:
+def rows_of(pools: Iterable[Pool]) -> list[list[tuple[int, int]]]:
+    return [[(row.prompt, row.response) for row in pool.rows] for pool in pools]
+
+
+def test_pools_are_as_large_as_the_budget_allows_and_similar_lengths_stand_together() -> None:
     request = request_for([[7], [7] * 6, [7] * 2, [7] * 5], n=2)
     # with 3 new tokens: 9 tokens a row allow 2 rows, 8 allow 2, 5 allow 4
-    found = [[(row.prompt, row.response) for row in batch] for batch in plan_batches(request, 20, mixed_lengths=True)]
+    found = rows_of(plan_pools(request, 20, mixed_lengths=True, refilled=False))
     assert found == [[(1, 0), (1, 1)], [(3, 0), (3, 1)], [(2, 0), (2, 1), (0, 0), (0, 1)]]
+    # 5 tokens a row leave room for twice as many as 9: a pool of their own
+    found = rows_of(plan_pools(request, 20, mixed_lengths=True, refilled=True))
+    assert found == [[(1, 0), (1, 1), (3, 0), (3, 1)], [(2, 0), (2, 1), (0, 0), (0, 1)]]
 
 
 @pytest.mark.parametrize(

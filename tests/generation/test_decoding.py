@@ -56,7 +56,7 @@ def plain(model: Any, ids: list[int]) -> Tensor:
 def test_logits_are_those_of_the_plain_forward_pass(architecture: str, path: Path, prefix: list[int]) -> None:
     model = make_library(architecture)
     with path.attention(model):
-        batch = path.starter(model, new_tokens=3, prefix=prefix)()
+        batch = path.starter(model, new_tokens=3, prefix=prefix)(0)
         found = [batch.prefill(PROMPTS)]
         batch.branch(torch.tensor([2, 0, 1, 0]))  # rows 1 and 3 answer the first prompt
         found.append(batch.step(torch.tensor([61, 41, 51, 41])))
@@ -70,12 +70,46 @@ def test_logits_are_those_of_the_plain_forward_pass(architecture: str, path: Pat
         torch.testing.assert_close(logits, expected, rtol=0, atol=2e-5)
 
 
+@pytest.mark.parametrize("architecture", sorted(ARCHITECTURES))
+@pytest.mark.parametrize("prefix", [[], PREFIX], ids=["", "prefix"])
+@torch.no_grad()
+def test_rows_that_join_see_their_own_tokens_alone(architecture: str, prefix: list[int]) -> None:
+    """Three prompts of 7, 1 and 3 tokens are read; later one of 1 and one of 2 join, twice over, shorter each time."""
+    model = make_library(architecture)
+    later, latest = [[71, 72], [73]], [[81]]
+    with FAST.attention(model):
+        start = FAST.starter(model, new_tokens=3, prefix=prefix)
+        batch = start(2)
+        batch.prefill(PROMPTS)
+        batch.branch(torch.tensor([2, 0, 1, 0]))
+        batch.step(torch.tensor([61, 41, 51, 42]))
+        batch.keep(torch.tensor([0, 2]))  # the longest goes, and its columns with it
+        others = start(0)
+        found = [others.prefill(later)]
+        batch.join(others, torch.tensor([1, 0]))
+        found.append(batch.step(torch.tensor([62, 52, 91, 92])))
+        batch.keep(torch.tensor([3, 1]))
+        others = start(0)
+        found.append(others.prefill(latest))
+        batch.join(others, torch.tensor([0, 0]))
+        found.append(batch.step(torch.tensor([93, 53, 94, 95])))
+    sequences = [
+        later,
+        [[31, 32, 33, 61, 62], [21, 51, 52], [73, 91], [71, 72, 92]],
+        latest,
+        [[71, 72, 92, 93], [21, 51, 52, 53], [81, 94], [81, 95]],
+    ]
+    for held, logits in zip(sequences, found, strict=True):
+        expected = torch.stack([plain(model, prefix + ids) for ids in held])
+        torch.testing.assert_close(logits, expected, rtol=0, atol=2e-5)
+
+
 @torch.no_grad()
 def test_one_prefix_serves_several_batches() -> None:
     model = make_library("llama")
     with FAST.attention(model):
         start = FAST.starter(model, new_tokens=1, prefix=PREFIX)
-        first, second = start(), start()
+        first, second = start(0), start(0)
         first.prefill(PROMPTS)
         first.branch(torch.tensor([0, 1, 2]))
         first.step(torch.tensor([41, 51, 61]))
@@ -158,6 +192,23 @@ def test_the_cache_is_fp32_on_a_cpu_and_never_grows() -> None:
     assert cache.layers[0].keys.data_ptr() == place
 
 
+def test_a_batch_is_full_when_its_columns_are_used_up() -> None:
+    model = make_library("llama")
+    with torch.no_grad(), FAST.attention(model):
+        batch = FAST.starter(model, new_tokens=1)(1)
+        batch.prefill([[11, 12, 13], [21]])
+        batch.branch(torch.tensor([0, 1]))
+        batch.step(torch.tensor([14, 22]))
+        assert not batch.full
+        batch.step(torch.tensor([15, 23]))
+        assert batch.full
+        batch.keep(torch.tensor([1]))  # [21, 22, 23] begins two columns later
+        found = batch.step(torch.tensor([24]))
+        assert not batch.full
+    with torch.no_grad():
+        torch.testing.assert_close(found[0], plain(model, [21, 22, 23, 24]), rtol=0, atol=2e-5)
+
+
 def test_a_prefix_is_read_once() -> None:
     model = make_library("llama")
     seen: list[tuple[int, ...]] = []
@@ -165,6 +216,6 @@ def test_a_prefix_is_read_once() -> None:
     with torch.no_grad(), FAST.attention(model):
         start = FAST.starter(model, new_tokens=1, prefix=PREFIX)
         for _ in range(2):
-            start().prefill(PROMPTS)
+            start(0).prefill(PROMPTS)
     assert seen == [(1, 5), (3, 7), (3, 7)]
-    assert isinstance(start(), FastDecoding)
+    assert isinstance(start(0), FastDecoding)

@@ -12,10 +12,13 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.stats import chisquare
-from tests.models import ARCHITECTURES, VOCABULARY, make_library
+from tests.models import ARCHITECTURES, VOCABULARY, make_library, make_tokenizer
 
 from tastemaker.errors import ConfigError, DataError, ModelError
 from tastemaker.generation import FinishReason, Generator, Rollout, Sampling
+from tastemaker.lora import add_adapters
+from tastemaker.settings import LoraConfig
+from tastemaker.tokenizer import wrap_tokenizer
 
 STOP = 2
 PROMPTS = [[11, 12, 13, 14, 15, 16, 17], [21], [31, 32, 33], [41, 42], [51, 52, 53, 54, 55]]
@@ -84,10 +87,10 @@ def test_a_response_does_not_hang_on_its_batch(architecture: str) -> None:
         order=st.lists(st.integers(0, len(PROMPTS) - 1), min_size=1, max_size=9),
         n=st.integers(1, 3),
         budget=st.sampled_from([1, 40, 97, 10_000]),
-        compact_share=st.sampled_from([1e-9, 0.25, 1.0]),
+        drop_share=st.sampled_from([1e-9, 0.25, 1.0]),
     )
-    def check(order: list[int], n: int, budget: int, compact_share: float) -> None:
-        other = Generator(model, vocabulary=VOCABULARY, max_batch_tokens=budget, compact_share=compact_share)
+    def check(order: list[int], n: int, budget: int, drop_share: float) -> None:
+        other = Generator(model, vocabulary=VOCABULARY, max_batch_tokens=budget, drop_share=drop_share)
         found = other.generate([PROMPTS[i] for i in order], n, SAMPLING, [SEEDS[i] for i in order])
         for i, responses in zip(order, found, strict=True):
             for response, expected in zip(responses, alone[i], strict=False):
@@ -213,10 +216,10 @@ def test_the_model_comes_back_as_it_was_even_after_an_exception() -> None:
         assert rollout.logprobs == pytest.approx(teacher_forced(make_library(), rollout), abs=5e-5)
 
 
-@pytest.mark.parametrize("compact_share", [1e-9, 0.25, 1.0])
-def test_progress_adds_up(compact_share: float) -> None:
+@pytest.mark.parametrize("drop_share", [1e-9, 0.25, 1.0])
+def test_progress_adds_up(drop_share: float) -> None:
     told: list[int] = []
-    generator = make_generator(compact_share=compact_share, max_batch_tokens=100)
+    generator = make_generator(drop_share=drop_share, max_batch_tokens=100)
     generator.generate(PROMPTS, 7, SAMPLING, SEEDS, progress=told.append)
     assert sum(told) == 35
     assert min(told) > 0
@@ -247,6 +250,122 @@ def test_beyond_a_sliding_window_the_library_decodes(caplog: pytest.LogCaptureFi
     for rollout in beyond:
         whole = replace(rollout, prompt_ids=(71, 72, 73, *rollout.prompt_ids))
         assert rollout.logprobs == pytest.approx(teacher_forced(model, whole), abs=5e-5)
+
+
+def test_a_stop_text_ends_a_response_with_the_token_that_completes_it() -> None:
+    decode = wrap_tokenizer(make_tokenizer()).decode
+    generator = make_generator(decode=decode)
+    free = flat(generator.generate(PROMPTS, 4, SAMPLING, SEEDS))
+    long = next(rollout for rollout in free if len(rollout.response_ids) == 11)
+    one, two = decode(long.response_ids[4:5]), decode(long.response_ids[6:9])
+    stop = one[1:]  # a text that begins inside a token
+    stopping = replace(SAMPLING, stop_texts=(two, stop))
+    ended = 0
+    for rollout, whole in zip(flat(generator.generate(PROMPTS, 4, stopping, SEEDS)), free, strict=True):
+        length = len(rollout.response_ids)
+        assert rollout.response_ids == whole.response_ids[:length]
+        assert rollout.logprobs == pytest.approx(whole.logprobs[:length], abs=1e-5)
+        assert not any(text in decode(rollout.response_ids[:-1]) for text in stopping.stop_texts)
+        if rollout.stop_text is None:
+            assert (length, rollout.finish) == (len(whole.response_ids), whole.finish)
+        else:
+            ended += 1
+            assert rollout.stop_text in decode(rollout.response_ids)
+            assert rollout.finish is FinishReason.STOP
+    assert ended >= 1
+
+
+def test_stop_texts_need_something_that_decodes() -> None:
+    with pytest.raises(ConfigError, match="'Q:'"):
+        make_generator().generate(PROMPTS, 1, replace(SAMPLING, stop_texts=("Q:",)), SEEDS)
+    with pytest.raises(ConfigError, match="empty"):
+        replace(SAMPLING, stop_texts=("",))
+
+
+def test_a_stream_is_what_generate_gives_token_by_token() -> None:
+    generator = make_generator(max_batch_tokens=4 * (7 + 11))
+    whole = generator.generate(PROMPTS, 3, SAMPLING, SEEDS)
+    pieces = list(generator.stream(PROMPTS, 3, SAMPLING, SEEDS))
+    for prompt, group in enumerate(whole):
+        for response, rollout in enumerate(group):
+            own = [piece for piece in pieces if (piece.prompt, piece.response) == (prompt, response)]
+            assert [piece.token for piece in own] == rollout.response_ids
+            assert [piece.logprob for piece in own] == rollout.logprobs
+            assert [piece.finish for piece in own] == [None] * (len(own) - 1) + [rollout.finish]
+
+
+def test_between_two_pieces_the_model_is_as_it_was() -> None:
+    model = make_library(attention_dropout=0.5).train()
+    attention = model.config._attn_implementation
+    for _ in Generator(model, vocabulary=VOCABULARY).stream(PROMPTS[:2], 1, SAMPLING, SEEDS[:2]):
+        assert torch.is_grad_enabled()
+        assert model.training
+        assert model.config._attn_implementation == attention
+
+
+def test_a_stream_is_checked_before_it_is_read() -> None:
+    with pytest.raises(DataError, match="Prompt 0 is empty"):
+        make_generator().stream([[]], 1, SAMPLING, [1])
+
+
+@pytest.mark.parametrize("architecture", sorted(ARCHITECTURES))
+def test_a_bf16_engine_samples_nearly_the_policy_s_law(architecture: str) -> None:
+    model = make_library(architecture, tie_word_embeddings=True)
+    generator = Generator(model, vocabulary=VOCABULARY, dtype=torch.bfloat16, max_batch_tokens=6 * (7 + 11))
+    assert model.dtype == torch.float32
+    differences = []
+    for rollout in flat(generator.generate(PROMPTS, 3, SAMPLING, SEEDS)):
+        exact = teacher_forced(model, rollout)
+        differences += [ours - theirs for ours, theirs in zip(rollout.logprobs, exact, strict=True)]
+    assert 1e-4 < sum(map(abs, differences)) / len(differences) < 0.03  # bf16 keeps three digits, fp32 seven
+    assert max(map(abs, differences)) < 0.2
+    assert abs(sum(differences) / len(differences)) < 0.01  # none way more than the other
+
+
+def test_weights_are_pushed_into_a_bf16_engine() -> None:
+    model = make_library()
+    generator = Generator(model, vocabulary=VOCABULARY, dtype=torch.bfloat16)
+    before = generator.generate(PROMPTS, 2, SAMPLING, SEEDS)
+    other = make_library(seed=1)
+    model.load_state_dict(other.state_dict())  # as a step of training would
+    assert generator.generate(PROMPTS, 2, SAMPLING, SEEDS) == before  # not before they are pushed
+    generator.load_weights(model, 5)
+    after = flat(generator.generate(PROMPTS, 2, SAMPLING, SEEDS))
+    fresh = Generator(other, vocabulary=VOCABULARY, dtype=torch.bfloat16, weights_version=5)
+    assert after == flat(fresh.generate(PROMPTS, 2, SAMPLING, SEEDS))
+
+
+def test_a_model_that_is_in_the_dtype_already_is_used_in_place() -> None:
+    model = make_library()
+    generator = Generator(model, vocabulary=VOCABULARY, dtype=torch.float32)
+    with torch.no_grad():
+        model.lm_head.weight.neg_()
+    (rollout,) = generator.generate([PROMPTS[0]], 1, SAMPLING, [5])[0]
+    assert rollout.logprobs == pytest.approx(teacher_forced(model, rollout), abs=5e-5)
+
+
+@pytest.mark.parametrize(
+    ("architecture", "targets"), [("llama", ("q_proj", "down_proj")), ("gpt2", ("c_attn", "c_proj"))]
+)
+def test_adapters_are_pushed_as_adapters(architecture: str, targets: tuple[str, ...]) -> None:
+    """Not added to the weights, where bf16 would round small updates away."""
+    model, plain = make_library(architecture), make_library(architecture)
+    add_adapters(model, LoraConfig(rank=3, alpha=7, targets=targets), seed=0)
+    generator = Generator(model, vocabulary=VOCABULARY, dtype=torch.bfloat16)
+    first = flat(generator.generate(PROMPTS, 2, SAMPLING, SEEDS))
+    unadapted = Generator(plain, vocabulary=VOCABULARY, dtype=torch.bfloat16)
+    assert first == flat(unadapted.generate(PROMPTS, 2, SAMPLING, SEEDS))
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if "lora_B" in name:
+                parameter.normal_(std=0.3, generator=torch.Generator().manual_seed(3))
+    generator.load_weights(model, 1)
+    differences = [
+        abs(ours - theirs)
+        for rollout in flat(generator.generate(PROMPTS, 2, SAMPLING, SEEDS))
+        for ours, theirs in zip(rollout.logprobs, teacher_forced(model, rollout), strict=True)
+    ]
+    assert sum(differences) / len(differences) < 0.03
 
 
 def test_bf16_weights_give_fp32_log_probs() -> None:
@@ -283,7 +402,7 @@ def test_nothing_runs_before_the_request_is_checked() -> None:
         ({"vocabulary": 98}, ModelError),
         ({"vocabulary": 0}, ModelError),
         ({"max_batch_tokens": 0}, ConfigError),
-        ({"compact_share": 0.0}, ConfigError),
+        ({"drop_share": 0.0}, ConfigError),
     ],
 )
 def test_impossible_settings_are_refused(changes: dict[str, Any], error: type[Exception]) -> None:

@@ -128,11 +128,9 @@ def test_dropout_that_was_left_on_is_caught(tmp_path: Path) -> None:
 def test_another_temperature_for_the_reference_is_caught(base: str, monkeypatch: pytest.MonkeyPatch) -> None:
     run = run_of(base)
 
-    def at_one_half(model: Any, packed: Any, source_M: Tensor) -> Tensor:
+    def at_one_half(model: Any, packed: Any, source_M: Tensor, target_M: Tensor) -> Tensor:
         temperature = 0.5 if model is run.reference else 1.0
-        logprob_M: Tensor = model.predict(
-            packed, source_M, packed.id_N[source_M + 1], temperature=temperature
-        ).logprob_M
+        logprob_M: Tensor = model.predict(packed, source_M, target_M, temperature=temperature).logprob_M
         return logprob_M
 
     monkeypatch.setattr(run, "_logprobs", at_one_half)
@@ -421,9 +419,10 @@ def test_sampler_log_probs_give_the_same_update(base: str) -> None:
         torch.testing.assert_close(results[0][name], results[1][name], rtol=0, atol=1e-5)
 
 
-def test_files_of_a_run(base: str, tmp_path: Path) -> None:
-    """After one iteration the average is d w0 + (1 - d) w1 with d = 0.5 ** (6 / 512)."""
-    settings = config(iterations=1, ema_decay=0.5, keep_every=1)
+@pytest.mark.parametrize("per_paper_batch", [0.5, 0.0])
+def test_files_of_a_run(base: str, tmp_path: Path, per_paper_batch: float) -> None:
+    """After one iteration the average is d w0 + (1 - d) w1 with d = 0.5 ** (6 / 512); with 0 it is the policy."""
+    settings = config(iterations=1, ema_decay=per_paper_batch, keep_every=1)
     texts = TEXTS[:3]
     train_ppo(
         tmp_path,
@@ -440,7 +439,7 @@ def test_files_of_a_run(base: str, tmp_path: Path) -> None:
         weights(load_policy(str(folder)).library)
         for folder in (base, tmp_path / "model", tmp_path / "model-ema", tmp_path / "iterations" / "0001")
     )
-    decay = 0.5 ** (6 / 512)
+    decay = per_paper_batch ** (6 / 512)
     for name in start:
         torch.testing.assert_close(average[name], decay * start[name] + (1 - decay) * end[name], rtol=0, atol=1e-6)
         assert torch.equal(kept[name], end[name])

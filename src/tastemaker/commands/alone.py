@@ -23,7 +23,7 @@ def stage(
     stage: str,
     config: Any,
     inputs: Mapping[str, Path | str],
-    work: Callable[[Path], None],
+    work: Callable[[Path], Mapping[str, Any] | None],
     *,
     replace: bool = True,
     result: Callable[[Path], str] | None = None,

@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 from tastemaker.artefacts import read_json
-from tastemaker.checkpoint import has_residual_dropout, load_reader
 from tastemaker.console import say
 from tastemaker.errors import ModelError
 from tastemaker.metrics import read_metrics
@@ -22,6 +21,8 @@ SAMPLE = 1000  # records, evenly spaced, tell the share well enough
 
 def warn_of_unknown_tokens(model: str, given: Mapping[str, Sequence[Record]]) -> None:
     """Say which of the files (records by name) the model's tokenizer cannot represent: it would learn `<unk>`."""
+    from tastemaker.checkpoint import load_reader
+
     try:
         tokenizer = load_reader(model).tokenizer
     except ModelError:  # whoever loads the whole model says it better
@@ -49,6 +50,8 @@ def _texts(record: Record) -> list[str]:
 
 def warn_of_dropout(model: str, arguments: Sequence[str], value: float) -> None:
     """Say that residual dropout has no effect, to somebody who has asked for it."""
+    from tastemaker.checkpoint import has_residual_dropout
+
     asked = any(word.partition("=")[0].replace("_", "-") == "--residual-dropout" for word in arguments)
     with contextlib.suppress(ModelError):
         if asked and value and not has_residual_dropout(model):

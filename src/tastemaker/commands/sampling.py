@@ -20,6 +20,7 @@ from tastemaker.errors import ConfigError
 from tastemaker.files import atomic_write, read_prompts
 from tastemaker.ranges import check_range, check_seed_and_threads
 from tastemaker.records import Message, Prompt
+from tastemaker.settings import Precision
 
 if TYPE_CHECKING:
     from tastemaker.records import Response
@@ -47,13 +48,18 @@ class _SampleOptions:
     responses_per_prompt: int = 1
     """Responses of each policy."""
     stop: tuple[str, ...] = ()
-    """Texts that end a response too: a base model goes on with the next question after `--stop "Q:"`."""
+    """Texts that end a response too, and are left out of it: a base model goes on with the next question after
+    `--stop "Q:"`."""
+    stream: bool = False
+    """With --prompt: print the response while it is sampled."""
     max_new_tokens: Annotated[int, also("--decoding.max-new-tokens")] = 256
     """Where a response is cut off; `--decoding.max-new-tokens`, as ppo has it, is the same."""
     temperature: Annotated[float, also("--decoding.temperature")] = 1.0
     """Logits are divided by it."""
     greedy: Annotated[bool, also("--decoding.greedy")] = False
     """Take the likeliest token each time."""
+    precision: Annotated[Precision, also("--decoding.precision")] = "float32"
+    """What matrix products are computed in; bfloat16 is faster, and its words differ in places."""
     replace: bool = False
     """Write over a finished result of other settings in OUT."""
     seed: int = 0
@@ -70,6 +76,8 @@ class _SampleOptions:
             raise ConfigError("--data and --out go together: what is sampled for a file is written to a folder.")
         if self.greedy and self.responses_per_prompt > 1:
             raise ConfigError("greedy decoding gives the same response each time; leave --responses-per-prompt at 1.")
+        if self.stream and (self.prompt is None or self.responses_per_prompt > 1):
+            raise ConfigError("--stream prints one response as it comes; give it one --prompt, and no more responses.")
         if not self.policies:
             raise ConfigError("give at least one policy: --policies NAME PATH.")
 
@@ -81,10 +89,17 @@ def sample(arguments: Sequence[str]) -> None:
     check_pairs(arguments)
     options = parse(_SampleOptions, arguments, "sample")
     decoding = DecodingConfig(
-        max_new_tokens=options.max_new_tokens, temperature=options.temperature, greedy=options.greedy
+        max_new_tokens=options.max_new_tokens,
+        temperature=options.temperature,
+        greedy=options.greedy,
+        precision=options.precision,
+        stop_texts=options.stop,
     )
     if options.data is None or options.out is None:
         asked = Prompt(messages=(Message("user", options.prompt or ""),))
+        if options.stream:
+            _stream(options, asked, decoding)
+            return
         (sampled,) = _sample(options, [asked], decoding)
         _show(sampled)
         return
@@ -101,7 +116,7 @@ def sample(arguments: Sequence[str]) -> None:
                 }
                 file.write(json.dumps(row, ensure_ascii=False) + "\n")
 
-    shaped = {"order": list(options.policies), "per prompt": options.responses_per_prompt, "stop": options.stop}
+    shaped = {"order": list(options.policies), "per prompt": options.responses_per_prompt}
     read = inputs(options, "data") | {"shape": json.dumps(shaped)}
     read |= {f"policy/{name}": sources.fingerprint(path) for name, path in options.policies.items()}
     place = options.out / "responses.jsonl"
@@ -119,7 +134,7 @@ def _sample(options: _SampleOptions, prompts: Sequence[Prompt], decoding: Decodi
     for name, path in options.policies.items():
         check_room(prompts, load_reader(path), decoding.max_new_tokens, name)
     for name, path in options.policies.items():
-        policy = load_policy(path, stop_texts=options.stop).to(device)
+        policy = load_policy(path).to(device)
         with progress(f"responses of {name}", each * len(prompts)) as ticker:
             groups = sample_responses(
                 policy,
@@ -127,12 +142,36 @@ def _sample(options: _SampleOptions, prompts: Sequence[Prompt], decoding: Decodi
                 n=each,
                 decoding=decoding,
                 seed=options.seed,
-                purpose=f"sample/{name}",
+                purpose=_purpose(name),
                 progress=ticker.advance,
             )
         for sampled, responses in zip(found, groups, strict=True):
             sampled += [(name, response) for response in responses]
     return found
+
+
+def _stream(options: _SampleOptions, prompt: Prompt, decoding: DecodingConfig) -> None:
+    """Print every policy's response as it is sampled."""
+    from tastemaker import parallel
+    from tastemaker.checkpoint import load_policy, load_reader
+    from tastemaker.responses import check_room, stream_response
+
+    device, console = parallel.prepare(options.threads), Console()
+    for name, path in options.policies.items():
+        check_room([prompt], load_reader(path), decoding.max_new_tokens, name)
+    for name, path in options.policies.items():
+        policy = load_policy(path).to(device)
+        console.print(Text(name, style="bold"))
+        for piece in stream_response(policy, prompt, decoding=decoding, seed=options.seed, purpose=_purpose(name)):
+            console.print(Text(without_controls(piece.text)), soft_wrap=True, end="")
+            if piece.finished is not None:
+                console.print(Text("" if piece.finished else " (cut off)", style="bold"))
+        console.print()
+
+
+def _purpose(policy: str) -> str:
+    """What a response's seed is derived from: streamed or not, it is the same response."""
+    return f"sample/{policy}"
 
 
 def without_controls(text: str) -> str:

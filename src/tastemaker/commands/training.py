@@ -1,17 +1,22 @@
-"""Commands that train: supervised fine-tuning, the reward model, PPO, DPO, each on the user's own files."""
+"""Commands that train: supervised fine-tuning, the reward model, PPO, DPO, each on the user's own files.
+
+What needs torch is imported when a stage is about to run: help, and what is said of a mistyped option or of a file that
+is not there, come at once.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cache, partial
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import tyro
 
-from tastemaker import parallel, sources
-from tastemaker.checkpoint import load_reward_model
+from tastemaker import sources
 from tastemaker.commands.alone import stage
+from tastemaker.commands.loading import heavy_imports
 from tastemaker.commands.options import Here, TrainingRecord, parse, read_given, read_training
 from tastemaker.commands.options import inputs as inputs_of
 from tastemaker.commands.remarks import (
@@ -25,13 +30,16 @@ from tastemaker.commands.remarks import (
 )
 from tastemaker.files import read_demonstrations, read_prompts, read_rankings, read_texts
 from tastemaker.functions import is_function_path, load_function
-from tastemaker.ranges import check_seed_and_threads
+from tastemaker.model_places import check_folder, check_policy, resolve_source
+from tastemaker.ranges import check_seed_and_threads, parse_size
 from tastemaker.records import Demonstration, Prompt, Ranking, Text
-from tastemaker.scoring import FunctionScorer, ModelScorer, Scorer
-from tastemaker.stages.dpo import DpoConfig, train_dpo
-from tastemaker.stages.ppo import PpoConfig, train_ppo
-from tastemaker.stages.reward import RewardConfig, train_reward_model
-from tastemaker.stages.sft import SftConfig, train_sft
+from tastemaker.settings import DpoConfig, PpoConfig, RewardConfig, SftConfig
+
+if TYPE_CHECKING:
+    import torch
+
+    from tastemaker.forecast import Config, Forecast
+    from tastemaker.scoring import Scorer
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -59,25 +67,31 @@ class _SftOptions:
     """Everything random follows from it."""
     threads: int | None = None
     """Processor threads (none: all)."""
+    max_memory: str | None = None
+    """Take the largest micro-batches, up to those set, that are expected to keep within it, such as 6GB."""
     config: Annotated[SftConfig, Here] = SftConfig(keep_epochs="last")
 
     def __post_init__(self) -> None:
-        check_seed_and_threads(self)
+        _check(self)
 
 
 def sft(arguments: Sequence[str]) -> None:
     """`tastemaker sft`"""
     options = parse(_SftOptions, arguments, "sft")
+    check_policy(options.model)
     rows = _training_rows(options, read_demonstrations, Demonstration)
     held_out = read_given(options.validation, read_demonstrations, Demonstration)
     text = read_given(options.text, read_texts, Text)
 
-    def work(folder: Path) -> None:
+    def work(folder: Path, config: SftConfig) -> None:
+        from tastemaker import parallel
+        from tastemaker.stages.sft import train_sft
+
         warn_of_unknown_tokens(options.model, _named(options, data=rows, validation=held_out, text=text))
-        warn_of_dropout(options.model, arguments, options.config.residual_dropout)
+        warn_of_dropout(options.model, arguments, config.residual_dropout)
         train_sft(
             folder,
-            config=options.config,
+            config=config,
             base=options.model,
             demonstrations=rows,
             validation=held_out,
@@ -86,8 +100,13 @@ def sft(arguments: Sequence[str]) -> None:
             seed=options.seed,
         )
 
+    def forecast() -> Forecast[SftConfig]:
+        from tastemaker.forecast import Place, sft_forecast
+
+        return sft_forecast(options.model, rows, text, Place.here())
+
     inputs = _inputs(options, "model", "data", "validation", "text")
-    stage(options.out, "sft", options.config, inputs, work, replace=options.replace, result=sft_result)
+    _train("sft", options, options.config, inputs, work, forecast, sft_result)
 
 
 # The configs as the command line takes them: fields that only a recipe needs are left out of the help.
@@ -132,25 +151,31 @@ class _RewardOptions:
     """Everything random follows from it."""
     threads: int | None = None
     """Processor threads (none: all)."""
+    max_memory: str | None = None
+    """Take the largest micro-batches, up to those set, that are expected to keep within it, such as 6GB."""
     config: Annotated[_RewardConfig, Here] = _RewardConfig()
 
     def __post_init__(self) -> None:
-        check_seed_and_threads(self)
+        _check(self)
 
 
 def reward(arguments: Sequence[str]) -> None:
     """`tastemaker reward`"""
     options = parse(_RewardOptions, arguments, "reward")
+    check_policy(options.model)
     rows = _training_rows(options, read_rankings, Ranking)
     measured = [read_given(source, read_rankings, Ranking) for source in (options.validation, options.held_out_raters)]
     centred = read_given(options.demonstrations, read_demonstrations, Demonstration)
 
-    def work(folder: Path) -> None:
+    def work(folder: Path, config: RewardConfig) -> None:
+        from tastemaker import parallel
+        from tastemaker.stages.reward import train_reward_model
+
         named = _named(options, data=rows, validation=measured[0], held_out_raters=measured[1], demonstrations=centred)
         warn_of_unknown_tokens(options.model, named)
         train_reward_model(
             folder,
-            config=options.config,
+            config=config,
             init=options.model,
             rankings=rows,
             validation=measured[0],
@@ -160,9 +185,13 @@ def reward(arguments: Sequence[str]) -> None:
             seed=options.seed,
         )
 
-    names = ("model", "data", "validation", "held_out_raters", "demonstrations")
-    inputs = _inputs(options, *names)
-    stage(options.out, "reward", options.config, inputs, work, replace=options.replace, result=reward_result)
+    def forecast() -> Forecast[RewardConfig]:
+        from tastemaker.forecast import Place, reward_forecast
+
+        return reward_forecast(options.model, rows, Place.here())
+
+    inputs = _inputs(options, "model", "data", "validation", "held_out_raters", "demonstrations")
+    _train("reward", options, options.config, inputs, work, forecast, reward_result)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -185,35 +214,37 @@ class _PpoOptions:
     """Everything random follows from it."""
     threads: int | None = None
     """Processor threads (none: all)."""
+    max_memory: str | None = None
+    """Take the largest micro-batches, up to those set, that are expected to keep within it, such as 6GB."""
     config: Annotated[_PpoConfig, Here]
 
     def __post_init__(self) -> None:
-        check_seed_and_threads(self)
+        _check(self)
 
 
 def ppo(arguments: Sequence[str]) -> None:
     """`tastemaker ppo`"""
     options = parse(_PpoOptions, arguments, "ppo")
-    config = options.config
+    init, reward = options.config.init, options.config.reward
+    is_function = is_function_path(reward)
+    check_policy(init)
+    if not is_function:
+        check_folder(resolve_source(reward))
     rows = _training_rows(options, read_prompts, Prompt)
     text, held_out = (read_given(source, read_texts, Text) for source in (options.text, options.heldout_text))
 
-    def work(folder: Path) -> None:
-        warn_of_unknown_tokens(config.init, _named(options, data=rows, text=text, heldout_text=held_out))
+    def work(folder: Path, config: PpoConfig) -> None:
+        from tastemaker import parallel
+        from tastemaker.stages.ppo import train_ppo
+
+        warn_of_unknown_tokens(init, _named(options, data=rows, text=text, heldout_text=held_out))
         device = parallel.prepare(options.threads)
-        is_function = is_function_path(config.reward)
-        scorer: Scorer
-        if is_function:
-            scorer = FunctionScorer(load_function(config.reward), name=config.reward)
-        else:
-            model = load_reward_model(config.reward).to(device)
-            scorer = ModelScorer(model, budget=config.microbatch_tokens, precision=config.policy.precision)
         train_ppo(
             folder,
             config=config,
-            init=config.init,
-            reward=None if is_function else config.reward,
-            scorer=scorer,
+            init=init,
+            reward=None if is_function else reward,
+            scorer=_scorer(config, device),
             prompts=rows,
             pretraining=text,
             heldout_text=held_out,
@@ -221,9 +252,25 @@ def ppo(arguments: Sequence[str]) -> None:
             seed=options.seed,
         )
 
+    def forecast() -> Forecast[PpoConfig]:
+        from tastemaker.forecast import Place, ppo_forecast
+
+        return ppo_forecast(init, None if is_function else reward, rows, text, Place.here())
+
     inputs = _inputs(options, "data", "text", "heldout_text")
-    inputs |= {"init": sources.fingerprint(config.init), "reward": sources.fingerprint(config.reward)}
-    stage(options.out, "ppo", config, inputs, work, replace=options.replace, result=ppo_result)
+    inputs |= {"init": sources.fingerprint(init), "reward": sources.fingerprint(reward)}
+    _train("ppo", options, options.config, inputs, work, forecast, ppo_result)
+
+
+def _scorer(config: PpoConfig, device: torch.device) -> Scorer:
+    from tastemaker.checkpoint import load_reward_model
+    from tastemaker.model import freeze
+    from tastemaker.scoring import FunctionScorer, ModelScorer
+
+    if is_function_path(config.reward):
+        return FunctionScorer(load_function(config.reward), name=config.reward)
+    model = freeze(load_reward_model(config.reward), config.policy.precision).to(device)
+    return ModelScorer(model, budget=config.microbatch_tokens, precision=config.policy.precision)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -244,35 +291,78 @@ class _DpoOptions:
     """Everything random follows from it."""
     threads: int | None = None
     """Processor threads (none: all)."""
+    max_memory: str | None = None
+    """Take the largest micro-batches, up to those set, that are expected to keep within it, such as 6GB."""
     config: Annotated[_DpoConfig, Here]
 
     def __post_init__(self) -> None:
-        check_seed_and_threads(self)
+        _check(self)
 
 
 def dpo(arguments: Sequence[str]) -> None:
     """`tastemaker dpo`"""
     options = parse(_DpoOptions, arguments, "dpo")
+    init = options.config.init
+    check_policy(init)
     rows = _training_rows(options, read_rankings, Ranking)
     held_out = read_given(options.validation, read_rankings, Ranking)
 
-    def work(folder: Path) -> None:
-        warn_of_unknown_tokens(options.config.init, _named(options, data=rows, validation=held_out))
+    def work(folder: Path, config: DpoConfig) -> None:
+        from tastemaker import parallel
+        from tastemaker.stages.dpo import train_dpo
+
+        warn_of_unknown_tokens(init, _named(options, data=rows, validation=held_out))
         train_dpo(
             folder,
-            config=options.config,
-            init=options.config.init,
+            config=config,
+            init=init,
             rankings=rows,
             validation=held_out,
             device=parallel.prepare(options.threads),
             seed=options.seed,
         )
 
-    inputs = _inputs(options, "data", "validation") | {"init": sources.fingerprint(options.config.init)}
-    stage(options.out, "dpo", options.config, inputs, work, replace=options.replace, result=dpo_result)
+    def forecast() -> Forecast[DpoConfig]:
+        from tastemaker.forecast import Place, dpo_forecast
+
+        return dpo_forecast(init, rows, Place.here())
+
+    inputs = _inputs(options, "data", "validation") | {"init": sources.fingerprint(init)}
+    _train("dpo", options, options.config, inputs, work, forecast, dpo_result)
 
 
 _Options = _SftOptions | _RewardOptions | _PpoOptions | _DpoOptions
+
+
+def _check(options: _Options) -> None:
+    """The options that all these commands have."""
+    check_seed_and_threads(options)
+    if options.max_memory is not None:
+        parse_size(options.max_memory, "max_memory")
+
+
+def _train(
+    name: str,
+    options: _Options,
+    config: Config,
+    inputs: Mapping[str, Path | str],
+    work: Callable[[Path, Config], None],
+    forecast: Callable[[], Forecast[Config]],
+    result: Callable[[Path], str],
+) -> None:
+    """Run a stage that trains: within a limit of memory if one is given, and what it takes is told beside the rest."""
+    forecast = cache(forecast)
+    if options.max_memory is not None:
+        with heavy_imports():
+            from tastemaker.forecast import fitted
+        config = fitted(config, forecast(), parse_size(options.max_memory, "max_memory"))
+
+    def observed(folder: Path) -> Mapping[str, Any]:
+        with heavy_imports():
+            from tastemaker.forecast import watched
+        return watched(partial(work, folder, config), forecast, config)
+
+    stage(options.out, name, config, inputs, observed, replace=options.replace, result=result)
 
 
 def _training_rows(

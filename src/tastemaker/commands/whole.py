@@ -14,21 +14,19 @@ import tyro
 from tastemaker import sources
 from tastemaker.commands.alone import stage
 from tastemaker.commands.fields import as_toml
+from tastemaker.commands.loading import heavy_imports
 from tastemaker.commands.options import also, check_pairs, parse, read_records
 from tastemaker.commands.options import inputs as inputs_of
-from tastemaker.config import load_recipe
+from tastemaker.config import load_recipe, read_toml
 from tastemaker.console import say
 from tastemaker.errors import ConfigError
 from tastemaker.files import read_prompts
-from tastemaker.ranges import check_seed_and_threads
+from tastemaker.ranges import check_seed_and_threads, parse_size
 from tastemaker.records import Prompt
 
 
 def run(arguments: Sequence[str]) -> None:
-    """`tastemaker run RECIPE --out DIR [--seed N] [--section.field VALUE]`"""
-    from tastemaker.pipeline import run as run_pipeline
-    from tastemaker.recipe import Recipe
-
+    """`tastemaker run RECIPE --out DIR [--seed N] [--max-memory SIZE] [--section.field VALUE]`"""
     parser = _Parser(
         prog="tastemaker run",
         description="Run a recipe. Finished stages are skipped while their inputs stay; interrupted ones continue.",
@@ -37,15 +35,21 @@ def run(arguments: Sequence[str]) -> None:
     )
     parser.add_argument("recipe", type=Path, help="a TOML file, such as recipes/tiny.toml")
     parser.add_argument("--out", type=Path, required=True, help="the run's folder")
+    parser.add_argument("--max-memory", metavar="SIZE", help="train in micro-batches that keep within it, such as 6GB")
     parser.add_argument("--fields", action="store_true", help="print the whole recipe, every field with its value")
     known, overrides = parser.parse_known_args(list(arguments))
+    max_memory = None if known.max_memory is None else parse_size(known.max_memory, "max_memory")
+    read_toml(known.recipe)  # what is no recipe at all is refused before torch is imported
+    with heavy_imports():
+        from tastemaker.pipeline import run as run_pipeline
+        from tastemaker.recipe import Recipe
     recipe = load_recipe(known.recipe, Recipe)
     if overrides:
         recipe = parse(Recipe, overrides, "run RECIPE", default=recipe)
     if known.fields:
         print(as_toml(recipe), end="")
         return
-    run_pipeline(recipe, known.out)
+    run_pipeline(recipe, known.out, max_memory=max_memory)
 
 
 class _Parser(argparse.ArgumentParser):

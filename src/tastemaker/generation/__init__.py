@@ -4,7 +4,8 @@ A small interface over much machinery; it knows no algorithm, no record and no s
 """
 
 from tastemaker.generation.generator import Generator
-from tastemaker.generation.rollout import FinishReason, Rollout
+from tastemaker.generation.rollout import FinishReason, Piece, Rollout
 from tastemaker.generation.sampling import Sampling
+from tastemaker.generation.text import Decode, GrowingText
 
-__all__ = ["FinishReason", "Generator", "Rollout", "Sampling"]
+__all__ = ["Decode", "FinishReason", "Generator", "GrowingText", "Piece", "Rollout", "Sampling"]

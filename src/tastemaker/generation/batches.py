@@ -1,4 +1,4 @@
-"""What is asked of the engine, whether it can be done, and in which batches it is done."""
+"""What is asked of the engine, whether it can be done, and which responses are decoded with one another."""
 
 from __future__ import annotations
 
@@ -30,10 +30,14 @@ class Request:
     prefix: tuple[int, ...]
 
     @property
+    def tokens_beside(self) -> int:
+        """The tokens that every sequence may have besides its prompt."""
+        return len(self.prefix) + self.sampling.max_new_tokens
+
+    @property
     def longest(self) -> int:
         """The most tokens that a sequence can come to."""
-        longest_prompt = max((len(prompt) for prompt in self.prompts), default=0)
-        return len(self.prefix) + longest_prompt + self.sampling.max_new_tokens
+        return max((len(prompt) for prompt in self.prompts), default=0) + self.tokens_beside
 
     def check(self, model: PreTrainedModel, vocabulary: int) -> None:
         """Refuse what cannot be decoded, before anything is."""
@@ -70,22 +74,38 @@ class Request:
         )
 
 
-def plan_batches(request: Request, max_batch_tokens: int, *, mixed_lengths: bool) -> Iterator[list[Row]]:
-    """Every response once, longest prompts first, in batches of at most `max_batch_tokens` (but of one row at least).
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Pool:
+    """Responses that are decoded with one another, at most `room` of them at a time."""
 
-    Similar lengths stand together, which keeps padding short; without `mixed_lengths` only equal ones do.
+    rows: tuple[Row, ...]
+    room: int
+
+
+# Shorter prompts leave the budget room for more rows. So much more makes a pool of their own worth the sparse end of
+# the pool before it.
+WIDER = 1.25
+
+
+def plan_pools(request: Request, max_batch_tokens: int, *, mixed_lengths: bool, refilled: bool) -> Iterator[Pool]:
+    """Every response once, longest prompts first, with room for `max_batch_tokens` (but for one row at least).
+
+    Where places are `refilled`, a pool goes on until prompts are much shorter than those that it began with; elsewhere
+    it has no more rows than room. Similar lengths stand together, which keeps padding short; without `mixed_lengths`
+    only equal ones do.
     """
     lengths = [len(prompt) for prompt in request.prompts]
-    batch: list[Row] = []
+    pool: list[Row] = []
     room = 0
     for prompt in sorted(range(len(lengths)), key=lambda i: -lengths[i]):
+        own_room = max(1, max_batch_tokens // (lengths[prompt] + request.tokens_beside))
         for response in range(request.n):
-            new_length = batch and lengths[prompt] != lengths[batch[0].prompt] and not mixed_lengths
-            if len(batch) >= room or new_length:
-                if batch:
-                    yield batch
-                others = len(request.prefix) + request.sampling.max_new_tokens
-                batch, room = [], max(1, max_batch_tokens // (lengths[prompt] + others))
-            batch.append(Row(prompt, response))
-    if batch:
-        yield batch
+            full = len(pool) >= room and (not refilled or own_room > WIDER * room)
+            new_length = pool and lengths[prompt] != lengths[pool[0].prompt] and not mixed_lengths
+            if full or new_length:
+                if pool:
+                    yield Pool(rows=tuple(pool), room=room)
+                pool, room = [], own_room
+            pool.append(Row(prompt, response))
+    if pool:
+        yield Pool(rows=tuple(pool), room=room)

@@ -1,4 +1,4 @@
-"""One batch being decoded by a model: read the prompts once, then step, and pick rows between steps.
+"""One batch being decoded by a model: read the prompts once, then step, and pick and add rows between steps.
 
 There are two ways, and `choose_path` finds out by trying which one a model allows, so that no list of architectures has
 to be kept:
@@ -20,7 +20,7 @@ import logging
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Protocol, Self
 
 import torch
 from torch import Tensor
@@ -40,6 +40,10 @@ Ids = Sequence[int]
 class Decoding(Protocol):
     """A batch of sequences that grow by one token a step."""
 
+    @property
+    def full(self) -> bool:
+        """Whether there is no room for a step until rows are dropped."""
+
     def prefill(self, prompts: Sequence[Ids]) -> Tensor:
         """Read the prompts; returns the logits after each, `[U, V]`."""
 
@@ -49,17 +53,32 @@ class Decoding(Protocol):
     def keep(self, rows_B: Tensor) -> None:
         """Go on with these rows only."""
 
+    def join(self, others: Self, rows_B: Tensor) -> None:
+        """Go on with these rows (repeats allowed) of prompts that were read as another batch too, below one's own."""
+
     def step(self, token_B: Tensor) -> Tensor:
         """Append one token to every row; returns the logits after it, `[B, V]`."""
 
 
 class FastDecoding:
-    """Decoding over a preallocated cache. Every sequence may begin with one shared prefix, whose cache is given."""
+    """Decoding over a preallocated cache. Every sequence may begin with one shared prefix, whose cache is given.
 
-    def __init__(self, model: PreTrainedModel, new_tokens: int, prefix: PreallocatedCache | None = None) -> None:
-        self._new_tokens, self._prefix, self._device = new_tokens, prefix, model.device
+    The shared prefix lies in the first columns of every row, and all rows end at the same column. Rows that join begin
+    at a later one than those before them, so the batch would walk out of its columns; whenever rows are dropped,
+    columns that no row needs any more are dropped with them. `spare` columns are those that it may walk in between.
+    """
+
+    def __init__(
+        self, model: PreTrainedModel, new_tokens: int, prefix: PreallocatedCache | None = None, spare: int = 0
+    ) -> None:
+        self._room, self._prefix, self._device = new_tokens + spare, prefix, model.device
+        self._shared = 0 if prefix is None else prefix.get_seq_length()
         self._forward = _forward_function(model)
         self._bias_dtype = torch.float32 if model.device.type == "cpu" else model.dtype
+
+    @property
+    def full(self) -> bool:
+        return self._length == self._bias_BS.shape[1]
 
     @staticmethod
     def read_prefix(model: PreTrainedModel, prefix: Ids) -> PreallocatedCache:
@@ -70,7 +89,7 @@ class FastDecoding:
 
     def prefill(self, prompts: Sequence[Ids]) -> Tensor:
         ids_UT, mask_UT = _left_padded(prompts, self._device)
-        shared = 0 if self._prefix is None else self._prefix.get_seq_length()
+        shared = self._shared
         self._length = shared + ids_UT.shape[1]
         if self._prefix is None:
             self._cache = PreallocatedCache(self._length)
@@ -80,7 +99,7 @@ class FastDecoding:
         seen_US = pad(mask_UT, (shared, 0), value=True)
         position_US = _positions(seen_US)
         self._position_B1 = position_US[:, -1:]
-        self._bias_BS = pad(self._bias(seen_US), (0, self._new_tokens))
+        self._bias_BS = pad(self._bias(seen_US), (0, self._room))
 
         column_S = torch.arange(self._length, device=self._device)
         query_T1 = column_S[shared:, None]
@@ -93,15 +112,22 @@ class FastDecoding:
         return torch.zeros_like(visible, dtype=self._bias_dtype).masked_fill_(~visible, float("-inf"))
 
     def branch(self, rows_B: Tensor) -> None:
-        self._cache = self._cache.branch(rows_B, self._length + self._new_tokens)
-        self._pick(rows_B)
+        self._cache = self._cache.branch(rows_B, self._length + self._room)
+        self._bias_BS, self._position_B1 = self._bias_BS[rows_B], self._position_B1[rows_B]
 
     def keep(self, rows_B: Tensor) -> None:
-        self._cache.keep(rows_B)
-        self._pick(rows_B)
+        self._position_B1 = self._position_B1[rows_B]
+        gap = self._length - 1 - int(self._position_B1.max())  # before the longest of these sequences
+        self._cache.keep(rows_B, self._shared, gap)
+        self._bias_BS = pad(self._bias_BS[rows_B, self._shared + gap :], (self._shared, gap))
+        self._length -= gap
 
-    def _pick(self, rows_B: Tensor) -> None:
-        self._bias_BS, self._position_B1 = self._bias_BS[rows_B], self._position_B1[rows_B]
+    def join(self, others: FastDecoding, rows_B: Tensor) -> None:
+        self._cache.join(others._cache, rows_B, self._shared)
+        before, after = self._length - others._length, self._bias_BS.shape[1] - self._length
+        bias_BS = pad(others._bias_BS[rows_B, self._shared : others._length], (before, 0), value=float("-inf"))
+        self._bias_BS = torch.cat([self._bias_BS, pad(bias_BS, (self._shared, after))])
+        self._position_B1 = torch.cat([self._position_B1, others._position_B1[rows_B]])
 
     def step(self, token_B: Tensor) -> Tensor:
         self._length += 1
@@ -118,6 +144,8 @@ class FastDecoding:
 class LibraryDecoding:
     """Decoding with the cache and the attention that the library has for the model."""
 
+    full = False
+
     def __init__(self, model: PreTrainedModel, new_tokens: int, prefix: Ids = ()) -> None:
         self._new_tokens, self._prefix, self._device = new_tokens, tuple(prefix), model.device
         self._forward = _forward_function(model)
@@ -132,6 +160,9 @@ class LibraryDecoding:
 
     def branch(self, rows_B: Tensor) -> None:
         self.keep(rows_B)
+
+    def join(self, others: LibraryDecoding, rows_B: Tensor) -> None:
+        raise NotImplementedError("The library's caches of two batches cannot be joined.")
 
     def keep(self, rows_B: Tensor) -> None:
         for cache in self._caches.values():
@@ -169,12 +200,15 @@ class Path:
         """The attention that this path decodes under."""
         return decoding_attention(model) if self.fast else nullcontext()
 
-    def starter(self, model: PreTrainedModel, *, new_tokens: int, prefix: Ids = ()) -> Callable[[], Decoding]:
-        """A function that starts a batch. All its batches share the prefix and have room for `new_tokens` more."""
+    def starter(self, model: PreTrainedModel, *, new_tokens: int, prefix: Ids = ()) -> Callable[[int], Decoding]:
+        """A function that starts a batch. All its batches share the prefix and have room for `new_tokens` more.
+
+        Its argument is how many spare columns the batch has, which one that others will join needs.
+        """
         if not self.fast:
-            return lambda: LibraryDecoding(model, new_tokens, prefix)
+            return lambda _spare: LibraryDecoding(model, new_tokens, prefix)
         cache = FastDecoding.read_prefix(model, prefix) if prefix else None
-        return lambda: FastDecoding(model, new_tokens, cache)
+        return lambda spare: FastDecoding(model, new_tokens, cache, spare)
 
 
 def choose_path(model: PreTrainedModel) -> Path:
@@ -208,7 +242,7 @@ def _problem(model: PreTrainedModel, path: Path) -> str | None:
     expected = torch.stack([_plain_logits(model, sequence)[-3:] for sequence in sequences])
     try:
         with path.attention(model):
-            found = _decode_two(path.starter(model, new_tokens=2)(), *sequences).float()
+            found = _decode_two(path.starter(model, new_tokens=2)(0), *sequences).float()
     except Exception as error:  # a model may fail in any way at all on a path that was not made for it
         return f"{type(error).__name__}: {error}"
     # In bf16 two right ways to compute the same logits differ by some percent, in fp32 by some millionths.
@@ -253,10 +287,12 @@ def _forward_function(model: PreTrainedModel) -> Callable[..., ModelOutput]:
     head (Gemma-2's soft cap, Granite's scale).
     """
     accepted = inspect.signature(model.forward).parameters.keys()
-    fixed = {name: value for name, value in {"use_cache": True, "logits_to_keep": 1}.items() if name in accepted}
 
-    def forward(**arguments: object) -> ModelOutput:
-        return model(**{name: value for name, value in arguments.items() if name in accepted}, **fixed)
+    def forward(input_ids: Tensor, **arguments: object) -> ModelOutput:
+        # The place as a tensor, because of a slice the head would be computed with a copy of its weights for each row.
+        last = torch.tensor([input_ids.shape[1] - 1], device=input_ids.device)
+        arguments |= {"use_cache": True, "logits_to_keep": last}
+        return model(input_ids=input_ids, **{name: value for name, value in arguments.items() if name in accepted})
 
     return forward
 

@@ -44,6 +44,7 @@ class Sampling:
     greedy: bool = False  # take the likeliest token; temperature, top_k and top_p then play no part
     top_k: int | None = None  # keep only this many of the likeliest tokens; None keeps all
     top_p: float = 1.0  # keep only the likeliest tokens that together reach this probability; 1 keeps all
+    stop_texts: tuple[str, ...] = ()  # a response whose text has come to hold one of these has ended too
 
     def __post_init__(self) -> None:
         if self.max_new_tokens < 1:
@@ -56,6 +57,8 @@ class Sampling:
             raise ConfigError(f"top_k is {self.top_k}; it must be 1 or more, or left out to keep every token.")
         if not 0 < self.top_p <= 1:
             raise ConfigError(f"top_p is {self.top_p}; it must be above 0 and at most 1 (1 keeps every token).")
+        if "" in self.stop_texts:
+            raise ConfigError("a stop text is empty, so every response would end at once; leave it out.")
 
     @property
     def is_policy_law(self) -> bool:

@@ -16,64 +16,28 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from tastemaker.checkpoint import load_policy, save_policy
 from tastemaker.corpus import permutation
-from tastemaker.errors import ConfigError, DataError
+from tastemaker.errors import DataError
 from tastemaker.files import write_json
-from tastemaker.halves import Part, in_part
+from tastemaker.halves import in_part
 from tastemaker.losses import dpo_loss
 from tastemaker.model import LanguageModel, check_fits
-from tastemaker.packing import microbatches, pack, response_sources
-from tastemaker.ranges import check_range
+from tastemaker.packing import microbatches, pack
 from tastemaker.records import Messages, Ranking
+from tastemaker.settings import DpoConfig as DpoConfig
 from tastemaker.statistics import accuracy
-from tastemaker.training import Loss, OptimizerConfig, Trainer
+from tastemaker.training import Loss, Trainer
 from tastemaker.training.loop import ModuleState, run_steps
 
 # By how much two forward passes over the same tokens differ in summed log-prob, relative to its size: packed with
 # other sequences, the sums of float32 come out up to 5e-7 apart.
 ROUNDING = 2e-6
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class DpoConfig:
-    """DPO. The defaults are the paper's, with Adam in place of RMSprop."""
-
-    kind: Literal["dpo"] = "dpo"
-    init: str
-    """What DPO starts from and is held to: in a recipe an SFT variant or "base", alone a model."""
-    part: Part = "all"
-    """Which training prompts to learn from: not those of a reward model that is to judge the result."""
-    beta: float = 0.1
-    """How strongly the policy is held to where it started."""
-    variant: Literal["sigmoid", "ipo"] = "sigmoid"
-    """The loss: DPO's own, or IPO's square."""
-    label_smoothing: float = 0.0
-    """The share of pairs taken to be labelled wrongly (conservative DPO)."""
-    epochs: int = 1
-    """Passes over the pairs."""
-    batch_size: int = 64
-    """Pairs in an optimizer step."""
-    optimizer: OptimizerConfig = OptimizerConfig(learning_rate=1e-6, warmup_steps=150, schedule="constant")
-    """AdamW and its schedule."""
-    max_prompt_tokens: int | None = None
-    """The longest prompt that is learned from; a longer one loses its beginning (None: all of every prompt)."""
-    microbatch_tokens: int = 8192
-    """Tokens (padding inside attention included) that go through the model at once."""
-    checkpoint_every: int = 50
-    """Optimizer steps between checkpoints."""
-
-    def __post_init__(self) -> None:
-        check_range(self, "epochs", "batch_size", "microbatch_tokens", "checkpoint_every", "max_prompt_tokens", least=1)
-        check_range(self, "beta", above=0)
-        check_range(self, "label_smoothing", least=0, below=0.5)
-        if self.label_smoothing and self.variant == "ipo":
-            raise ConfigError("label_smoothing is a variant of the sigmoid loss; leave it at 0 with variant = 'ipo'.")
 
 
 @dataclass(frozen=True, slots=True)
@@ -182,14 +146,12 @@ def pair_logprobs(policy: LanguageModel, pairs: Sequence[Pair], config: DpoConfi
 
 
 def _logprobs(policy: LanguageModel, batch: Sequence[Pair]) -> Tensor:
-    """`[B, 2]`: chosen and rejected go through the model together."""
-    prompts = [pair.prompt_ids for pair in batch for _ in range(2)]
-    responses = [ids for pair in batch for ids in (pair.chosen_ids, pair.rejected_ids)]
-    packed = pack([(*prompt, *response) for prompt, response in zip(prompts, responses, strict=True)])
-    packed = packed.to(policy.device)
-    lengths = [len(response) for response in responses]
-    source_M = response_sources([len(prompt) for prompt in prompts], lengths).to(policy.device)
-    logprob_M = policy.predict(packed, source_M, packed.id_N[source_M + 1]).logprob_M
+    """`[B, 2]`: chosen and rejected go through the model together, what they begin with once."""
+    sequences = [(*pair.prompt_ids, *ids) for pair in batch for ids in (pair.chosen_ids, pair.rejected_ids)]
+    prompts = [len(pair.prompt_ids) for pair in batch for _ in range(2)]
+    packed = pack(sequences, groups=[2] * len(batch)).to(policy.device)
+    logprob_M = policy.predict(packed, *packed.predicted(prompts)).logprob_M
+    lengths = [len(ids) - prompt for ids, prompt in zip(sequences, prompts, strict=True)]
     return torch.stack([part.sum() for part in torch.split(logprob_M, lengths)]).view(len(batch), 2)
 
 

@@ -20,7 +20,7 @@ from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -29,128 +29,19 @@ from tastemaker.checkpoint import load_policy, load_reward_model, new_reward_mod
 from tastemaker.clipping import explained_variance, ratio_sums, value_sums
 from tastemaker.console import say
 from tastemaker.corpus import encode_texts, next_token_places, permutation, shuffled_forever, text_loss
-from tastemaker.errors import ConfigError, DataError, ModelError, TrainingError
-from tastemaker.generation import FinishReason, Generator, Rollout
-from tastemaker.lora import LoraConfig, adapters_off, add_adapters
+from tastemaker.errors import DataError, ModelError, TrainingError
+from tastemaker.generation import FinishReason, Rollout
+from tastemaker.lora import adapters_off, add_adapters
 from tastemaker.losses import adaptive_kl_coef, gae, policy_loss, ptx_loss, shaped_rewards, value_loss, whiten
-from tastemaker.model import LanguageModel, RewardModel, context_length
-from tastemaker.packing import Packed, microbatches, pack, pad_rows, response_sources
-from tastemaker.ranges import check_range
+from tastemaker.model import LanguageModel, RewardModel, context_length, freeze
+from tastemaker.packing import Packed, microbatches, pack, pad_rows
 from tastemaker.records import Prompt, Text
-from tastemaker.responses import DecodingConfig, as_response, fitting_prompts, sampling_for, seed_for
+from tastemaker.responses import as_response, engine_for, fitting_prompts, sampling_for, seed_for
 from tastemaker.scoring import Scorer
+from tastemaker.settings import PpoConfig as PpoConfig
 from tastemaker.shared_value import SharedValue
-from tastemaker.training import Loss, OptimizerConfig, StepReport, Trainer, WeightAverage, decay_for
+from tastemaker.training import Loss, StepReport, Trainer, WeightAverage, decay_for
 from tastemaker.training.loop import ModuleState, run_steps
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class AdaptiveKl:
-    """Steer the KL coefficient towards a target (Ziegler et al.); `target` in nats a response."""
-
-    target: float = 6.0
-    """Nats a response."""
-    horizon: float = 10_000.0
-    """Episodes over which the controller acts."""
-
-    def __post_init__(self) -> None:
-        check_range(self, "target", "horizon", above=0)
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class PpoConfig:
-    """PPO. The defaults are the paper's (1.3B) where it states them."""
-
-    kind: Literal["ppo"] = "ppo"
-    init: str
-    """What PPO starts from and is held to: in a recipe an SFT variant or "base", alone a model."""
-    reward: str
-    """In a recipe a reward variant, alone a reward model's folder; or a Python function `module:function`."""
-    iterations: int = 500
-    """Rollouts, each followed by an update."""
-    batch_size: int = 512
-    """Episodes in an iteration."""
-    minibatches: int = 8
-    """Optimizer steps that an inner epoch is cut into."""
-    inner_epochs: int = 1
-    """Passes over the episodes of an iteration."""
-    decoding: DecodingConfig = DecodingConfig(max_new_tokens=1024)
-    """Rollouts: the length limit and the temperature, which applies to the log-probs of policy and reference too."""
-    policy: OptimizerConfig = OptimizerConfig(learning_rate=5e-6, schedule="constant")
-    """The policy's optimizer."""
-    value: OptimizerConfig = OptimizerConfig(learning_rate=9e-6, schedule="constant")
-    """The value function's optimizer."""
-    warmup_iterations: int = 10
-    """Iterations over which learning rates rise to their peak."""
-    kl_coef: float = 0.02
-    """Beta of Eq. 2."""
-    adaptive_kl: AdaptiveKl | None = None
-    """Steer kl_coef towards a target."""
-    gamma: float = 1.0
-    """Discount (paper: none)."""
-    lam: float = 0.95
-    """Lambda of the advantage estimates."""
-    clip: float = 0.2
-    """How far a ratio may leave 1."""
-    value_clip: float = 0.2
-    """How far a value may leave its old one."""
-    value_function: Literal["separate", "shared"] = "separate"
-    """"shared" puts the value head on the policy's own trunk: a different, cheaper algorithm."""
-    value_coef: float = 0.1
-    """Weight of the value loss where the trunk is shared."""
-    whiten_advantages: bool = True
-    """To mean 0 and variance 1 over the batch."""
-    truncated: Literal["penalty", "score", "mask"] = "penalty"
-    """A response cut off at the length limit: loses `truncation_penalty`, is scored as it is, or trains nothing."""
-    truncation_penalty: float = 1.0
-    """What a cut off response loses."""
-    ptx_coef: float = 0.0
-    """Gamma of Eq. 2: weight of the pretraining loss per token beside the policy loss per token; 0 is plain PPO."""
-    ptx_examples_per_episode: float = 8.0
-    """Pieces of text for each episode (paper: 8)."""
-    max_text_tokens: int = 512
-    """Pretraining documents are cut into pieces of this length."""
-    ema_decay: float = 0.992
-    """Decay of the weight average per 512 episodes."""
-    old_logprobs: Literal["trainer", "sampler"] = "trainer"
-    """"sampler" saves a forward pass; only for fp32, where sampler and trainer agree to 5e-5."""
-    lora: LoraConfig | None = None
-    """Train adapters in place of all weights."""
-    microbatch_tokens: int = 8192
-    """Tokens (padding inside attention included) that go through the model at once."""
-    keep_every: int | None = None
-    """Iterations between models that are kept under `iterations/`, for curves of quality against KL."""
-    checkpoint_every: int = 10
-    """Iterations between checkpoints."""
-
-    def __post_init__(self) -> None:
-        self._check_ranges()
-        if self.batch_size % self.minibatches:
-            raise ConfigError(f"batch_size {self.batch_size} is not a multiple of minibatches {self.minibatches}.")
-        if self.decoding.greedy:
-            raise ConfigError("decoding is greedy, but policy gradients need sampled responses; set greedy = false.")
-        if self.old_logprobs == "sampler" and self.policy.precision != "float32":
-            raise ConfigError("old_logprobs = 'sampler' needs precision = 'float32'; in bf16 the two differ too much.")
-        for name, optimizer in (("policy", self.policy), ("value", self.value)):
-            if optimizer.warmup_steps:
-                raise ConfigError(
-                    f"{name}.warmup_steps is {optimizer.warmup_steps}, but in PPO warmup_iterations says how long "
-                    f"rates rise; set that, and leave {name}.warmup_steps out."
-                )
-        if self.lora is not None and self.value_function == "shared":
-            raise ConfigError("value_function = 'shared' cannot train a frozen trunk; use 'separate' with lora.")
-
-    def _check_ranges(self) -> None:
-        check_range(self, "iterations", "batch_size", "minibatches", "inner_epochs", "microbatch_tokens", least=1)
-        check_range(self, "keep_every", "checkpoint_every", least=1)
-        check_range(self, "max_text_tokens", least=2)  # a piece's first token is not predicted
-        check_range(self, "clip", "value_clip", "ptx_examples_per_episode", above=0)
-        check_range(self, "kl_coef", "ptx_coef", "truncation_penalty", "value_coef", "warmup_iterations", least=0)
-        check_range(self, "gamma", "lam", "ema_decay", least=0, most=1)
-
-    @property
-    def steps_per_iteration(self) -> int:
-        return self.minibatches * self.inner_epochs
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -166,10 +57,6 @@ class Experience:
     value_BT: Tensor
     advantage_BT: Tensor
     return_BT: Tensor
-
-    @property
-    def ids(self) -> tuple[list[tuple[int, ...]], list[int], list[int]]:
-        return self.sequences, self.prompt_lengths, self.response_lengths
 
     def cost(self, index: int) -> int:
         return len(self.sequences[index])
@@ -214,7 +101,7 @@ def train_ppo(
         checkpoint_every=config.checkpoint_every,
         shown="score",
     )
-    save_policy(folder / "model-ema", run.policy, weights=run.average.weights)
+    save_policy(folder / "model-ema", run.policy, weights=run.average.weights if run.average else None)
     save_policy(folder / "model", run.policy)
     return folder / "model"
 
@@ -253,12 +140,9 @@ class PpoRun:
         self.value_trainer = (
             None if shared else Trainer(self.value, replace(config.value, warmup_steps=warmup), total_steps=total)
         )
-        self.average = WeightAverage(self.policy.library)
-        self.generator = Generator(
-            self.policy.library,
-            vocabulary=self.policy.tokenizer.vocabulary,
-            max_batch_tokens=config.decoding.batch_tokens,
-        )
+        # With a decay of 0 the average is the policy itself, which need not be held twice.
+        self.average = WeightAverage(self.policy.library) if config.ema_decay else None
+        self.generator = engine_for(self.policy, config.decoding, precision=config.policy.precision)
         self.draw_prompt = shuffled_forever(len(self.prompts), seed=seed)
         self.draw_text = shuffled_forever(max(1, len(self.texts)), seed=seed)
 
@@ -269,7 +153,8 @@ class PpoRun:
         rollouts = self.roll_out(chosen, iteration)
         experience, metrics = self.observe(chosen, rollouts, iteration)
         metrics |= self.update(experience, iteration)
-        self.average.update(self.policy.library, decay_for(config.ema_decay, config.batch_size))
+        if self.average is not None:
+            self.average.update(self.policy.library, decay_for(config.ema_decay, config.batch_size))
         metrics["kl_coef"] = self.kl_coef
         if config.adaptive_kl is not None:
             self.kl_coef = adaptive_kl_coef(
@@ -375,10 +260,10 @@ class PpoRun:
             "policy": ModuleState(self.policy),
             "policy_trainer": self.policy_trainer,
             "value": ModuleState(self.value),
-            "average": self.average,
             "controller": _Controller(self),
         }
-        return states if self.value_trainer is None else states | {"value_trainer": self.value_trainer}
+        more = {"value_trainer": self.value_trainer, "average": self.average}
+        return states | {name: state for name, state in more.items() if state is not None}
 
     # The networks.
 
@@ -386,9 +271,7 @@ class PpoRun:
         if self.config.lora is not None:
             add_adapters(self.policy.library, self.config.lora, seed=self.seed)
             return self.policy
-        reference = load_policy(init).to(device)
-        reference.requires_grad_(False)
-        return reference
+        return freeze(load_policy(init), self.config.policy.precision).to(device)
 
     def _value_function(self, init: str, reward: str | None, device: torch.device) -> RewardModel | SharedValue:
         if self.config.value_function == "shared":
@@ -424,18 +307,18 @@ class PpoRun:
         sequences: Sequence[tuple[int, ...]],
         prompts: Sequence[int],
         responses: Sequence[int],
-        read: Callable[[Packed, Tensor], Tensor],
+        read: Callable[[Packed, Tensor, Tensor], Tensor],
         trainer: Trainer | None = None,
     ) -> Tensor:
-        """`read(packed, source_M)` over micro-batches, as `[B, T]` in the order of `sequences`.
+        """`read(packed, source_M, target_M)` over micro-batches, as `[B, T]` in the order of `sequences`.
 
         In the precision of `trainer`, by default the policy's.
         """
         parts: list[Tensor | None] = [None] * len(sequences)
         for group in microbatches([len(ids) for ids in sequences], budget=self.config.microbatch_tokens):
-            packed, source_M = self._pack(sequences, prompts, responses, group)
+            places = self._pack(sequences, prompts, group)
             with (trainer or self.policy_trainer).autocast():
-                value_M = read(packed, source_M).float()
+                value_M = read(*places).float()
             for index, part in zip(group, torch.split(value_M, [responses[i] for i in group]), strict=True):
                 parts[index] = part
         value_BT, _ = pad_rows(torch.cat([part for part in parts if part is not None]), responses)
@@ -445,18 +328,16 @@ class PpoRun:
         self,
         sequences: Sequence[tuple[int, ...]],
         prompts: Sequence[int],
-        responses: Sequence[int],
         group: Sequence[int],
-    ) -> tuple[Packed, Tensor]:
+    ) -> tuple[Packed, Tensor, Tensor]:
+        """The sequences of a group, and the response tokens in them: where each is predicted, and its id."""
         packed = pack([sequences[index] for index in group]).to(self.policy.device)
-        source_M = response_sources([prompts[index] for index in group], [responses[index] for index in group])
-        return packed, source_M.to(self.policy.device)
+        return packed, *packed.predicted([prompts[index] for index in group])
 
-    def _logprobs(self, model: LanguageModel, packed: Packed, source_M: Tensor) -> Tensor:
-        temperature = self.config.decoding.temperature
-        return model.predict(packed, source_M, packed.id_N[source_M + 1], temperature=temperature).logprob_M
+    def _logprobs(self, model: LanguageModel, packed: Packed, source_M: Tensor, target_M: Tensor) -> Tensor:
+        return model.predict(packed, source_M, target_M, temperature=self.config.decoding.temperature).logprob_M
 
-    def _values(self, packed: Packed, source_M: Tensor) -> Tensor:
+    def _values(self, packed: Packed, source_M: Tensor, _target_M: Tensor) -> Tensor:
         return self.value.at(packed, source_M)
 
     # The update.
@@ -475,10 +356,10 @@ class PpoRun:
 
     def _policy_loss(self, experience: Experience, group: Sequence[int], num_tokens: float) -> Loss:
         config, rows = self.config, list(group)
-        packed, source_M = self._pack(*experience.ids, group)
+        packed, source_M, target_M = self._pack(experience.sequences, experience.prompt_lengths, group)
         hidden_ND = self.policy.hidden(packed) if isinstance(self.value, SharedValue) else None
         logprob_M = self.policy.predict(
-            packed, source_M, packed.id_N[source_M + 1], temperature=config.decoding.temperature, hidden_ND=hidden_ND
+            packed, source_M, target_M, temperature=config.decoding.temperature, hidden_ND=hidden_ND
         ).logprob_M
         logprob_BT, _ = self._as_rows(logprob_M, experience, group)
         mask_BT, old_BT = experience.mask_BT[rows], experience.old_logprob_BT[rows]
@@ -499,8 +380,8 @@ class PpoRun:
         return trainer.step(self._groups(experience, chosen), partial(self._value_loss, experience), num_tokens)
 
     def _value_loss(self, experience: Experience, group: Sequence[int], num_tokens: float) -> Loss:
-        packed, source_M = self._pack(*experience.ids, group)
-        value_BT, _ = self._as_rows(self._values(packed, source_M), experience, group)
+        places = self._pack(experience.sequences, experience.prompt_lengths, group)
+        value_BT, _ = self._as_rows(self._values(*places), experience, group)
         return self._value_error(value_BT, experience, list(group), num_tokens)
 
     def _value_error(self, value_BT: Tensor, experience: Experience, rows: Sequence[int], num_tokens: float) -> Loss:

@@ -28,54 +28,20 @@ from torch import Tensor
 from tastemaker.artefacts import CHECKPOINT
 from tastemaker.checkpoint import new_reward_model, save_reward_model
 from tastemaker.corpus import permutation
-from tastemaker.errors import ConfigError, DataError
+from tastemaker.errors import DataError
 from tastemaker.files import atomic_write, write_json
-from tastemaker.halves import Part, in_part
+from tastemaker.halves import in_part
 from tastemaker.losses import ranking_loss
 from tastemaker.model import RewardModel
 from tastemaker.packing import microbatches, pack
-from tastemaker.ranges import check_range
 from tastemaker.records import Demonstration, Messages, Prompt, Ranking, Response
 from tastemaker.scoring import ModelScorer, encode_for_reward
+from tastemaker.settings import RewardConfig as RewardConfig
 from tastemaker.statistics import accuracy, calibration_curve
-from tastemaker.training import Loss, OptimizerConfig, Trainer
+from tastemaker.training import Loss, Trainer
 from tastemaker.training.loop import ModuleState, run_steps
 
 GROUPS = ("training_raters", "held_out_raters")
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class RewardConfig:
-    """Reward model training. The defaults are the paper's."""
-
-    init: str = "baseline"
-    """In a recipe, the SFT variant to start from, or "base"; alone, `--model` says it."""
-    part: Part = "all"
-    """Which training prompts to learn from. Two models on different halves are independent judges of each other."""
-    epochs: int = 1
-    """Passes over the rankings. More overfit quickly (C.2)."""
-    batch_size: int = 64
-    """Prompts in an optimizer step."""
-    optimizer: OptimizerConfig = OptimizerConfig(learning_rate=9e-6)
-    """AdamW and its schedule."""
-    max_prompt_tokens: int | None = None
-    """The longest prompt it reads, in training and later; a longer one loses its beginning (None: its context)."""
-    normalize: Literal["pairs", "all"] = "pairs"
-    """Divide a prompt's loss by its untied pairs, or by all C(K,2)."""
-    grouping: Literal["prompt", "pairs"] = "prompt"
-    """"prompt": all pairs of a prompt together (the paper). "pairs": shuffled pairs, for comparison."""
-    cross_validation_folds: int = 0
-    """With 5: five groups of raters, each held out once (E.2); adds five trainings."""
-    microbatch_tokens: int = 8192
-    """Tokens (padding inside attention included) that go through the model at once."""
-    checkpoint_every: int = 50
-    """Optimizer steps between checkpoints."""
-
-    def __post_init__(self) -> None:
-        check_range(self, "epochs", "batch_size", "microbatch_tokens", "checkpoint_every", "max_prompt_tokens", least=1)
-        check_range(self, "cross_validation_folds", least=0)
-        if self.cross_validation_folds == 1:
-            raise ConfigError("cross_validation_folds is 1; give 0 for none, or at least 2.")
 
 
 @dataclass(frozen=True, slots=True)
@@ -243,11 +209,12 @@ def element_loss(
 
     The sums are over untied pairs that the model can tell apart: equal sequences have equal scores.
     """
-    packed = pack([ids for element in batch for ids in element.sequences]).to(model.device)
+    groups = [len(element.sequences) for element in batch]
+    packed = pack([ids for element in batch for ids in element.sequences], groups=groups).to(model.device)
     score_S = model.scores(packed)
     total = score_S.new_zeros(())
     sums = {"correct": 0.0, "pairs": 0.0, "gap": 0.0}
-    score_of: tuple[Tensor, ...] = torch.split(score_S, [len(element.sequences) for element in batch])
+    score_of: tuple[Tensor, ...] = torch.split(score_S, groups)
     for element, score_K in zip(batch, score_of, strict=True):
         rank_RK = torch.tensor(element.ranks, device=score_K.device)
         total = total + ranking_loss(score_K, rank_RK, normalize=normalize)

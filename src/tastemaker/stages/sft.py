@@ -15,7 +15,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
 
@@ -25,41 +25,12 @@ from tastemaker.errors import DataError
 from tastemaker.files import write_json
 from tastemaker.losses import sft_loss
 from tastemaker.model import LanguageModel, check_fits
-from tastemaker.packing import microbatches, pack, response_sources
-from tastemaker.ranges import check_range
+from tastemaker.packing import microbatches, pack
 from tastemaker.records import Demonstration, Text
+from tastemaker.settings import SftConfig as SftConfig
 from tastemaker.tokenizer import Tokenizer
-from tastemaker.training import Loss, OptimizerConfig, Trainer
+from tastemaker.training import Loss, Trainer
 from tastemaker.training.loop import ModuleState, run_steps
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class SftConfig:
-    """Supervised fine-tuning. The defaults are the paper's (1.3B and 6B)."""
-
-    epochs: int = 16
-    """Passes over the demonstrations."""
-    batch_size: int = 32
-    """Demonstrations in an optimizer step."""
-    keep_epochs: Literal["all", "last"] = "all"
-    """"all" keeps every epoch's model, to choose among them later; "last" that of the last epoch, as `model`."""
-    optimizer: OptimizerConfig = OptimizerConfig(learning_rate=9.65e-6)
-    """AdamW and its schedule."""
-    residual_dropout: float = 0.2
-    """Dropout of the residual stream, where the architecture has it."""
-    pretraining_mix: float = 0.0
-    """Share of a batch's sequences that are pretraining text, added to the demonstrations."""
-    max_text_tokens: int = 512
-    """Pretraining documents are cut into pieces of this length."""
-    microbatch_tokens: int = 8192
-    """Tokens (padding inside attention included) that go through the model at once."""
-    checkpoint_every: int = 100
-    """Optimizer steps between checkpoints."""
-
-    def __post_init__(self) -> None:
-        check_range(self, "epochs", "batch_size", "microbatch_tokens", "checkpoint_every", least=1)
-        check_range(self, "max_text_tokens", least=2)  # a piece's first token is not predicted
-        check_range(self, "residual_dropout", "pretraining_mix", least=0, below=1)
 
 
 @dataclass(frozen=True, slots=True)
@@ -208,8 +179,7 @@ def demonstration_loss(policy: LanguageModel, examples: Sequence[Example], budge
 
 def _example_loss(policy: LanguageModel, batch: Sequence[Example], num_tokens: float) -> Loss:
     packed = pack([example.ids for example in batch]).to(policy.device)
-    source_M = response_sources([e.start for e in batch], [e.num_predicted for e in batch]).to(policy.device)
-    logprob_M = policy.predict(packed, source_M, packed.id_N[source_M + 1]).logprob_M
+    logprob_M = policy.predict(packed, *packed.predicted([example.start for example in batch])).logprob_M
     return Loss(sft_loss(logprob_M, torch.ones_like(logprob_M, dtype=torch.bool), num_tokens=num_tokens))
 
 

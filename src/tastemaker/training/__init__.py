@@ -1,7 +1,8 @@
 """The training engine: optimizer steps over micro-batches, weight averages, checkpoints. It knows no algorithm."""
 
+from tastemaker.settings import OptimizerConfig
 from tastemaker.training.average import WeightAverage, decay_for
-from tastemaker.training.trainer import Loss, OptimizerConfig, StepReport, Trainer, learning_rate_factor
+from tastemaker.training.trainer import Loss, StepReport, Trainer, learning_rate_factor
 
 __all__ = [
     "Loss",

@@ -60,6 +60,7 @@ def run_steps(
         start = int(saved["step"])
         for name, state in states.items():
             state.load_state(saved[name])
+        del saved  # a second copy of all weights
     writer = MetricsWriter(folder / "metrics.jsonl", resume_at=start)
     with progress(description, total, done=start) as ticker:
         for number in range(start, total):

@@ -12,47 +12,18 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Mapping
+from contextlib import nullcontext
 from dataclasses import dataclass, field
-from typing import Any, Literal, TypeVar
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
 
 from tastemaker.errors import TrainingError
-from tastemaker.ranges import check_range
+from tastemaker.recompute import layers_recomputed
+from tastemaker.settings import OptimizerConfig
 
-Precision = Literal["float32", "bfloat16"]
 Batch = TypeVar("Batch")
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class OptimizerConfig:
-    """AdamW and its schedule. The paper: betas 0.9 and 0.95, cosine to 10 % for supervised stages, constant in RL."""
-
-    learning_rate: float
-    """Peak learning rate."""
-    schedule: Literal["cosine", "linear", "constant"] = "cosine"
-    """How the rate falls after warm-up."""
-    floor: float = 0.1
-    """The rate at the end, as a share of the peak (cosine and linear)."""
-    warmup_steps: int = 0
-    """Optimizer steps over which the rate rises to its peak, from a tenth of it."""
-    betas: tuple[float, float] = (0.9, 0.95)
-    """Adam's two decays."""
-    epsilon: float = 1e-8
-    """Adam's epsilon, as PyTorch places it (outside the bias correction)."""
-    weight_decay: float = 0.0
-    """Decoupled weight decay."""
-    max_grad_norm: float = 1.0
-    """Gradients are scaled down to this global norm."""
-    precision: Precision = "float32"
-    """What matrix products are computed in; weights and their updates are fp32 always."""
-
-    def __post_init__(self) -> None:
-        check_range(self, "learning_rate", "epsilon", "max_grad_norm", above=0)
-        check_range(self, "floor", least=0, most=1)
-        check_range(self, "warmup_steps", "weight_decay", least=0)
-        check_range(self, "betas", least=0, below=1)
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,20 +79,21 @@ class Trainer:
     ) -> tuple[float, dict[str, float]]:
         """Add the gradients of `microbatches` to those already there, without stepping. Returns the loss and sums."""
         total, sums = 0.0, dict[str, float]()
-        for batch in microbatches:
-            with self.autocast():
-                loss = loss_fn(batch, denominator)
-            value = float(loss.value.detach())
-            if not math.isfinite(value):
-                self.optimizer.zero_grad(set_to_none=True)
-                raise TrainingError(
-                    f"the loss is {value} at optimizer step {self.steps_taken}; the weights were not changed. Usual "
-                    "causes: a learning rate that is too high, or data with extreme lengths or scores."
-                )
-            loss.value.backward()  # type: ignore[no-untyped-call]
-            total += value
-            for name, amount in loss.sums.items():
-                sums[name] = sums.get(name, 0.0) + amount
+        with layers_recomputed(self.module) if self.config.gradient_checkpointing else nullcontext():
+            for batch in microbatches:
+                with self.autocast():
+                    loss = loss_fn(batch, denominator)
+                value = float(loss.value.detach())
+                if not math.isfinite(value):
+                    self.optimizer.zero_grad(set_to_none=True)
+                    raise TrainingError(
+                        f"the loss is {value} at optimizer step {self.steps_taken}; the weights were not changed. "
+                        "Usual causes: a learning rate that is too high, or data with extreme lengths or scores."
+                    )
+                loss.value.backward()  # type: ignore[no-untyped-call]
+                total += value
+                for name, amount in loss.sums.items():
+                    sums[name] = sums.get(name, 0.0) + amount
         return total, sums
 
     def apply(self, loss: float, sums: Mapping[str, float]) -> StepReport:

@@ -21,7 +21,7 @@ from tastemaker.console import progress
 from tastemaker.errors import ConfigError, DataError
 from tastemaker.generation import Rollout
 from tastemaker.model import LanguageModel
-from tastemaker.packing import microbatches, pack, response_sources
+from tastemaker.packing import microbatches, pack
 from tastemaker.ranges import check_range
 from tastemaker.records import Demonstration, Prompt, Response
 from tastemaker.responses import DecodingConfig, as_response, leaving_room, sample_responses, sample_rollouts
@@ -244,13 +244,10 @@ def reference_logprobs(
     sequences = [(*rollout.prompt_ids, *rollout.response_ids) for rollout in rollouts]
     sums = [0.0] * len(rollouts)
     for group in microbatches([len(ids) for ids in sequences], budget=decoding.batch_tokens):
-        lengths = [len(rollouts[index].response_ids) for index in group]
         packed = pack([sequences[index] for index in group]).to(reference.device)
-        source_M = response_sources([len(rollouts[index].prompt_ids) for index in group], lengths)
-        source_M = source_M.to(reference.device)
-        target_M = packed.id_N[source_M + 1]
+        source_M, target_M = packed.predicted([len(rollouts[index].prompt_ids) for index in group])
         logprob_M = reference.predict(packed, source_M, target_M, temperature=decoding.temperature).logprob_M
-        parts: tuple[Tensor, ...] = torch.split(logprob_M, lengths)
+        parts: tuple[Tensor, ...] = torch.split(logprob_M, [len(rollouts[index].response_ids) for index in group])
         for index, part in zip(group, parts, strict=True):
             sums[index] = float(part.sum())
     return tuple(sums)
