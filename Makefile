@@ -2,12 +2,13 @@
 VENV := .venv
 OUT := out/demo
 
-.PHONY: help demo test check clean
+.PHONY: help demo test check bench clean
 
 help:
 	@echo "make demo    the whole paper on the tiny world: runs recipes/tiny.toml into $(OUT)"
 	@echo "make test    style, types and every test"
 	@echo "make check   style and types only"
+	@echo "make bench   the figures of docs/performance.md: measures this and TRL, half an hour on two idle cores"
 	@echo "make clean   remove $(VENV) and caches; out/ stays"
 
 demo:
@@ -24,6 +25,10 @@ test:
 check:
 	@scripts/set-up test
 	@PYTHON=$(VENV)/bin/python scripts/check
+
+bench:
+	@scripts/set-up test
+	@$(VENV)/bin/python -m benchmarks.bench
 
 clean:
 	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .hypothesis .coverage build dist

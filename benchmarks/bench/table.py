@@ -1,0 +1,208 @@
+"""Writes the figures of docs/performance.md from the results: `python -m benchmarks.bench.table [RESULTS]`.
+
+Everything between the two marks of the page is made here, from benchmarks/results alone, and the picture beside it.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from benchmarks.bench.cases import CASES, MEMORY_TARGET, MODELS, ROWS, START_TARGET, Row
+from benchmarks.bench.driver import FOREIGN, ROOT
+from benchmarks.bench.results import Measured, Results, load, share_of_peak, tokens
+
+RESULTS, PAGE = ROOT / "benchmarks/results", ROOT / "docs/performance.md"
+BEGIN, END = "<!-- made by benchmarks/bench/table.py from benchmarks/results -->", "<!-- end -->"
+NONE = ""
+
+
+def write(results: Results, page: Path) -> None:
+    """Put the tables between the marks of a page."""
+    text = page.read_text(encoding="utf-8")
+    before, begin, rest = text.partition(BEGIN)
+    _, end, after = rest.partition(END)
+    if not begin or not end:
+        raise SystemExit(f"{page} lacks the marks {BEGIN} and {END}")
+    page.write_text(f"{before}{BEGIN}\n\n{render(results)}\n{END}{after}", encoding="utf-8")
+
+
+def render(results: Results) -> str:
+    """All tables, as Markdown."""
+    parts = [_machine(results)]
+    for model in reversed(MODELS):
+        if any(name == model for name, _ in results.cases):
+            parts += [f"### {model}: {MODELS[model].about}", _speeds(results, model)]
+            parts += [part for part in (_memory(results, model), _start(results, model)) if part]
+            parts += [_phases(results, model), _picture(results, model), _counts(results, model)]
+    parts.append(_quiet(results))
+    return "\n\n".join(part for part in parts if part) + "\n"
+
+
+def ratio(ours: Measured | None, other: Measured | None) -> float | None:
+    """How many times faster ours is."""
+    return None if ours is None or other is None else other.seconds / ours.seconds
+
+
+def _machine(results: Results) -> str:
+    about = results.machine
+    if "versions" not in about:
+        return ""
+    gemm, packages = about["gemm"], about["versions"]["peer"] | about["versions"]["ours"]
+    named = ", ".join(f"{name} {version}" for name, version in packages.items() if name not in ("tastemaker", "trl"))
+    return (
+        f"Measured on {about['date']}: {about['processor']}, {about['cores']} cores, {about['memory_gib']} GiB, "
+        f"{about['threads']} threads; {named}. Matrix products of 2048 x 2048: {gemm['fp32']:.0f} GFLOP/s in fp32 as "
+        f"PyTorch comes, {gemm['fp32-onednn']:.0f} through oneDNN, {gemm['bf16']:.0f} in bf16."
+    )
+
+
+def _speeds(results: Results, model: str) -> str:
+    header = ["work", "ours, s", "tokens/s", "of GEMM peak", "TRL, s", "tokens/s", "ratio", "TRL switched, s", "ratio"]
+    aims = model == "M"
+    rows = []
+    for row in ROWS:
+        ours, peer = (results.engine(model, row.case, name) for name in (row.ours, row.peer))
+        if CASES[row.case].task == "start" or ours is None:
+            continue
+        switched = None if row.switched is None else results.engine(model, row.case, row.switched)
+        share = share_of_peak(results, model, row.case, ours)
+        cells = [row.title, _seconds(ours), _rate(ours, ours), NONE if share is None else f"{share:.0%}"]
+        cells += [_seconds(peer), _rate(peer, ours), _times(ratio(ours, peer))]
+        cells += [_seconds(switched), _times(ratio(ours, switched))]
+        rows.append(cells + ([_aim(row, ratio(ours, peer))] if aims else []))
+    return table([*header, "aim"] if aims else header, rows)
+
+
+def _memory(results: Results, model: str) -> str:
+    """Peak memory of every engine."""
+    rows = []
+    for case in CASES.values():
+        names = ("ours", "peer", "peer-switched")
+        ours, peer, switched = (results.engine(model, case.name, name) for name in names)
+        if case.task == "start" or ours is None:
+            continue
+        share, aim = None if peer is None else ours.memory / peer.memory, NONE
+        if share is not None and case.task == "ppo" and model == "M":
+            aim = f"at most {MEMORY_TARGET}x" + ("" if share <= MEMORY_TARGET else ", missed")
+        cells = [case.name, *(NONE if one is None else f"{one.memory:.1f}" for one in (ours, peer, switched))]
+        rows.append([*cells, NONE if share is None else f"{share:.2f}x", aim])
+    return table(["peak memory, GiB", "ours", "TRL", "TRL switched", "ours / TRL", "aim"], rows) if rows else ""
+
+
+def _start(results: Results, model: str) -> str:
+    ours, peer = results.engine(model, "start", "ours"), results.engine(model, "start", "peer")
+    if ours is None:
+        return ""
+    met = "" if ours.seconds <= START_TARGET else " (missed)"
+    beside = "" if peer is None else f"; TRL's trainer in a script: {peer.seconds:.1f} s"
+    return (
+        f"From the command `tastemaker sft` to the end of the first optimizer step: {ours.seconds:.1f} s, at most "
+        f"{START_TARGET:g} s aimed at{met}{beside}."
+    )
+
+
+def _phases(results: Results, model: str) -> str:
+    """Seconds by phase of a PPO iteration."""
+    engines = {
+        "ours": "ours",
+        "ours, fp32": "ours-fp32",
+        "ours, shared": "ours-shared",
+        "TRL": "peer",
+        "TRL switched": "peer-switched",
+    }
+    measured = [(title, results.engine(model, "ppo-uniform", name)) for title, name in engines.items()]
+    shown = [(title, found) for title, found in measured if found is not None]
+    names = list(dict.fromkeys(name for _, found in shown for name in found.phases))
+    rows = [[name, *(_phase(found, name) for _, found in shown)] for name in names]
+    return table(["a PPO iteration, uniform lengths, s", *(title for title, _ in shown)], rows) if shown else ""
+
+
+def _picture(results: Results, model: str) -> str:
+    """The picture that `benchmarks.bench.picture` draws, where it has something to show."""
+    drawn = model == "M" and (results.engine(model, "ppo-uniform", "ours") is not None)
+    return "![What a PPO iteration on M is spent on](images/performance-ppo.svg)" if drawn else ""
+
+
+def _phase(measured: Measured, name: str) -> str:
+    return f"{measured.phases[name]:.2f}" if name in measured.phases else NONE
+
+
+def _counts(results: Results, model: str) -> str:
+    """What a step of each engine did."""
+    rows = []
+    for case in CASES.values():
+        for engine in case.engines:
+            found = results.engine(model, case.name, engine.name)
+            if found is None or not found.counts:
+                continue
+            steps = sorted({count for name, count in found.counts.items() if name.startswith("steps of")})
+            shown = [found.counts.get(name) for name in ("sequences", "generated")]
+            rows.append(
+                [case.name, engine.name, f"{tokens(found.counts):,}"]
+                + [NONE if count is None else f"{count:,}" for count in shown]
+                + [" and ".join(map(str, steps))]
+            )
+    header = ["a step of", "by", "tokens", "sequences", "generated tokens", "steps of each optimizer"]
+    return "What was counted:\n\n" + table(header, rows) if rows else ""
+
+
+def _quiet(results: Results) -> str:
+    found = [
+        (model, case, measured)
+        for (model, case), content in results.cases.items()
+        for name in content["engines"]
+        if (measured := results.engine(model, case, name)) is not None
+    ]
+    if not found:
+        return ""
+    turns, disturbed = sum(one.turns for *_, one in found), sum(one.disturbed for *_, one in found)
+    most = max(one.foreign for *_, one in found)
+    return (
+        f"Of {turns} turns {disturbed or 'none'} had more than {FOREIGN:.0%} of the processors taken by other "
+        f"programs; the most that a turn had was {most:.0%}."
+    )
+
+
+def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """A Markdown table."""
+    lines = [header, ["---"] * len(header), *rows]
+    return "\n".join("| " + " | ".join(cells) + " |" for cells in lines)
+
+
+def _seconds(measured: Measured | None) -> str:
+    if measured is None:
+        return NONE
+    digits = 2 if measured.seconds < 10 else 1
+    low, high = f"{measured.low:.{digits}f}", f"{measured.high:.{digits}f}"
+    return f"{measured.seconds:.{digits}f}" + ("" if low == high else f" ({low} to {high})")
+
+
+def _rate(measured: Measured | None, counted: Measured) -> str:
+    """Tokens a second; the sequences are the same for all, and each is counted once, as ours goes through them."""
+    return NONE if measured is None else f"{tokens(counted.counts) / measured.seconds:,.0f}"
+
+
+def _times(value: float | None) -> str:
+    return NONE if value is None else f"{value:.1f}x"
+
+
+def _aim(row: Row, value: float | None) -> str:
+    if row.target is None:
+        return NONE
+    return f"{row.target:g}x" + ("" if value is None or value >= row.target else ", missed")
+
+
+def main() -> None:
+    """Write the page and its picture."""
+    from benchmarks.bench.picture import write_picture
+
+    folder = Path(sys.argv[1]) if len(sys.argv) > 1 else RESULTS
+    results = load(folder)
+    write(results, PAGE)
+    write_picture(folder, results)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,203 @@
+"""The benchmark's figures: lengths, medians, ratios and shares of the peak by hand, and the committed page."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+from benchmarks.bench import table
+from benchmarks.bench.cases import CASES, MODELS, ROWS, fill_of, spread_lengths
+from benchmarks.bench.measuring import Phases
+from benchmarks.bench.picture import folded
+from benchmarks.bench.results import Results, load, needed_flops, share_of_peak, summary, tokens
+from hypothesis import given
+from hypothesis import strategies as st
+
+GIB = 2**30
+SIZES = {"body": 7_000, "head": 300}
+
+
+def record(name: str, turns: list[list[float]], *, foreign: float = 0.0, **more: Any) -> dict[str, Any]:
+    counts = {"prompt": 50, "response": 20, "sequences": 3, "steps of optimizer 1": 1}
+    return {
+        "name": name,
+        "side": "ours" if name.startswith("ours") else "peer",
+        "precision": "bfloat16",
+        "peak_rss": 3 * GIB,
+        "turns": [
+            {
+                "round": place,
+                "foreign": foreign,
+                "steps": [{"seconds": one, "phases": {"backward": one / 2}, "counts": counts} for one in steps],
+            }
+            for place, steps in enumerate(turns)
+        ],
+    } | more
+
+
+def results(case: str, *records: dict[str, Any], model: str = "M", task: str = "sft") -> Results:
+    engines = {one["name"]: one for one in records}
+    content = {"case": case, "model": model, "task": task, "engines": engines, "sizes": SIZES}
+    return Results(machine={"gemm": {"bf16": 2.0, "fp32-onednn": 1.0}}, cases={(model, case): content})
+
+
+# --- what is worked out ---------------------------------------------------------------------------------------------
+
+
+def test_a_figure_is_the_median_of_the_turns_medians() -> None:
+    # the turns' medians are 3, 5 and 4, and theirs is 4; the median of all nine steps is 5
+    found = summary(record("ours", [[1.0, 50.0, 3.0], [5.0, 5.0, 5.0], [4.0, 90.0, 4.0]]))
+    assert (found.seconds, found.low, found.high) == (4.0, 3.0, 5.0)
+    assert found.memory == 3.0
+    assert found.phases == {"backward": 2.5}  # over all steps
+
+
+def test_disturbed_turns_are_counted() -> None:
+    assert summary(record("ours", [[1.0], [1.0]], foreign=0.07)).disturbed == 2
+    assert summary(record("ours", [[1.0], [1.0]], foreign=0.06)).disturbed == 0
+
+
+def test_ratio_is_how_many_times_faster_ours_is() -> None:
+    ours, peer = summary(record("ours", [[2.0]])), summary(record("peer", [[9.0]]))
+    assert table.ratio(ours, peer) == 4.5
+    assert table.ratio(ours, None) is None
+
+
+def test_tokens_are_prompts_and_responses_or_what_was_counted_together() -> None:
+    assert tokens({"prompt": 50, "response": 20}) == 70
+    assert tokens({"tokens": 33}) == 33
+
+
+@pytest.mark.parametrize(
+    ("task", "name", "precision", "expected"),
+    [
+        # forward = 2 (7000 * 70 + 300 * 20) = 992,000; the trunk alone 980,000
+        ("sft", "ours", "bfloat16", 3 * 992_000),
+        ("reward", "ours", "bfloat16", 3 * 980_000),
+        ("dpo", "ours", "bfloat16", 4 * 992_000),
+        ("rollout", "ours-bf16", "bfloat16", 992_000),
+        # rollout, old log-probs, reference; values and scores; two epochs of both networks' forward and backward
+        ("ppo", "ours", "bfloat16", 3 * 992_000 + 2 * 980_000 + 2 * 3 * (992_000 + 980_000)),
+        ("ppo", "ours-fp32", "float32", 3 * 992_000 + 2 * 980_000 + 2 * 3 * (992_000 + 980_000)),
+        ("ppo", "ours-shared", "bfloat16", 3 * 992_000 + 980_000 + 2 * 3 * 992_000),
+    ],
+)
+def test_needed_operations(task: str, name: str, precision: str, expected: float) -> None:
+    measured = summary(record(name, [[1.0]], precision=precision))
+    assert needed_flops(task, measured, SIZES, "M") == expected
+
+
+def test_share_of_the_peak_is_of_the_precision_it_computes_in() -> None:
+    # 2,976,000 operations in 0.5 s at a peak of 2 GFLOP/s
+    found = results("sft-uniform", record("ours", [[0.5]]))
+    measured = found.engine("M", "sft-uniform", "ours")
+    assert measured is not None
+    assert share_of_peak(found, "M", "sft-uniform", measured) == pytest.approx(2_976_000 / 0.5 / 2e9, rel=1e-9)
+    found = results("sft-uniform", record("ours", [[0.5]], precision="float32"))
+    measured = found.engine("M", "sft-uniform", "ours")
+    assert measured is not None
+    assert share_of_peak(found, "M", "sft-uniform", measured) == pytest.approx(2_976_000 / 0.5 / 1e9, rel=1e-9)
+
+
+# --- the table ------------------------------------------------------------------------------------------------------
+
+
+def row_of(rendered: str, title: str) -> list[str]:
+    line = next(line for line in rendered.splitlines() if line.startswith(f"| {title} |"))
+    return [cell.strip() for cell in line.strip("|").split("|")]
+
+
+def test_a_row_has_both_engines_the_ratios_and_the_aim() -> None:
+    found = results("sft-uniform", record("ours", [[2.0]]), record("peer", [[5.0]]), record("peer-switched", [[3.0]]))
+    cells = row_of(table._speeds(found, "M"), "SFT step")
+    assert cells == ["SFT step", "2.00", "35", "0%", "5.00", "14", "2.5x", "3.00", "1.5x", "2.7x, missed"]
+
+
+def test_an_aim_that_is_met_is_only_named() -> None:
+    found = results("sft-uniform", record("ours", [[2.0]]), record("peer", [[5.4]]))
+    assert row_of(table._speeds(found, "M"), "SFT step")[-1] == "2.7x"
+
+
+def test_a_spread_of_turns_is_shown() -> None:
+    found = results("sft-uniform", record("ours", [[2.0], [2.5], [2.25]]))
+    assert row_of(table._speeds(found, "M"), "SFT step")[1] == "2.25 (2.00 to 2.50)"
+
+
+def test_memory_beside_the_peers() -> None:
+    records = record("ours", [[1.0]]), record("peer", [[1.0]], peak_rss=4 * GIB)
+    found = results("ppo-uniform", *records, task="ppo")
+    assert row_of(table._memory(found, "M"), "ppo-uniform")[1:] == ["3.0", "4.0", "", "0.75x", "at most 0.6x, missed"]
+
+
+def test_every_row_names_engines_of_its_case() -> None:
+    for row in ROWS:
+        names = {engine.name for engine in CASES[row.case].engines}
+        assert {row.ours, row.peer, row.switched or row.peer} <= names
+
+
+def test_a_page_keeps_what_stands_around_the_figures(tmp_path: Path) -> None:
+    page = tmp_path / "page.md"
+    page.write_text(f"above\n{table.BEGIN}\nold\n{table.END}\nbelow\n", encoding="utf-8")
+    table.write(results("sft-uniform", record("ours", [[2.0]])), page)
+    text = page.read_text(encoding="utf-8")
+    assert text.startswith(f"above\n{table.BEGIN}\n")
+    assert text.endswith(f"{table.END}\nbelow\n")
+    assert "old" not in text
+    page.write_text("no marks\n", encoding="utf-8")
+    with pytest.raises(SystemExit, match="lacks the marks"):
+        table.write(results("sft-uniform", record("ours", [[2.0]])), page)
+
+
+def test_the_committed_page_is_what_the_committed_results_give() -> None:
+    text = table.PAGE.read_text(encoding="utf-8")
+    made = text.partition(table.BEGIN)[2].partition(table.END)[0]
+    assert made.strip() == table.render(load(table.RESULTS)).strip(), "run python -m benchmarks.bench.table"
+
+
+# --- lengths, phases and the picture --------------------------------------------------------------------------------
+
+
+@given(count=st.integers(2, 64), longest=st.integers(16, 300))
+def test_spread_lengths_have_their_longest_and_their_fill(count: int, longest: int) -> None:
+    lengths = spread_lengths(count, longest)
+    assert len(lengths) == count
+    assert lengths == sorted(lengths, reverse=True)
+    assert lengths[0] == longest
+    assert min(lengths) >= 4
+    if count >= 8:
+        assert fill_of(lengths) == pytest.approx(0.6, abs=0.03)
+
+
+@pytest.mark.parametrize("model", MODELS.values(), ids=list(MODELS))
+def test_minibatches_divide_the_episodes(model: Any) -> None:
+    assert model.sizes.ppo % model.sizes.minibatches == 0
+
+
+def test_of_nested_phases_the_inner_one_gets_the_time() -> None:
+    phases = Phases()
+    with phases("outer"):
+        assert phases.inside("outer")
+        with phases("inner"):
+            for _ in range(100_000):
+                pass
+    taken = phases.take()
+    assert not phases.inside("outer")
+    assert taken["inner"] > 10 * taken["outer"]
+    assert sum(phases.take().values()) < taken["inner"]  # what was taken begins anew
+
+
+def test_a_method_is_timed_from_outside_unless_its_phase_is_none() -> None:
+    class Owner:
+        def twice(self, number: int) -> int:
+            return 2 * number
+
+    phases = Phases()
+    phases.of(Owner, "twice", lambda _, number: "even" if number % 2 == 0 else None)
+    assert [Owner().twice(3), Owner().twice(4)] == [6, 8]
+    assert set(phases.take()) == {"other", "even"}
+    phases.of(Owner, "thrice", "missing")  # is passed over
+
+
+def test_small_parts_of_a_bar_are_one() -> None:
+    assert folded({"b": 30.0, "tiny": 0.5, "a": 69.0, "small": 0.5}) == [("a", 69.0), ("b", 30.0), ("rest", 1.0)]
