@@ -174,6 +174,25 @@ def submit_while_blocked(address: str, token: str, task_id: str, said: list[obje
     return thread
 
 
+def test_nothing_is_acknowledged_before_it_is_stored(store: Store, make: Make) -> None:
+    said: list[object] = []
+    services = services_of(store)
+    services.labels.queue(make.study(), make.items(1))
+    token = person_token(services, "ann")
+    with served(store) as address:
+        with LabellingClient(address, token) as client:
+            view = client.next_task("study")
+            assert view is not None
+        with store.write() as connection:  # nobody else can write to the study meanwhile
+            store.lock_studies(connection, [study.id for study in services.labels.studies()])
+            thread = submit_while_blocked(address, token, view.task.id, said)
+            thread.join(1.0)
+            assert said == []
+        thread.join(300)
+    assert said == ["counted"]
+    assert services.labels.progress("study").answered == 1
+
+
 @pytest.mark.slow
 def test_a_server_killed_in_the_middle_of_a_submit(tmp_path: Path, make: Make) -> None:
     """The answer is neither lost, as it had not been acknowledged, nor doubled when it is sent again."""

@@ -134,6 +134,13 @@ def test_markdown_is_rendered() -> None:
     assert '<ol start="7">' in markdown("7. seven")
 
 
+@pytest.mark.parametrize(
+    "text", ["<b>bold</b>", "<h1>Title</h1>", "a <em>b</em> c", "<a href='https://x.example'>x</a>"]
+)
+def test_markup_in_markdown_is_shown_and_not_taken(text: str) -> None:
+    assert text in Markup(markdown(text)).text
+
+
 @pytest.mark.parametrize("text", [">" * 500 + "deep", "x" * 50_001, "\n".join("  " * n + "- deep" for n in range(60))])
 def test_text_too_deep_or_long_is_shown_raw_and_whole(text: str) -> None:
     assert markdown(text) == raw(text)

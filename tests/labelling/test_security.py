@@ -2,19 +2,28 @@
 
 from __future__ import annotations
 
+import base64
+import json
 import re
+from dataclasses import replace
 from typing import Annotated
 
+import anyio
 import pytest
+import sqlalchemy as sa
 from fastapi import APIRouter, FastAPI
 from starlette.responses import Response
-from tests.labelling.conftest import ORIGIN, PASSWORD, Browser, People
-from tests.store.conftest import Clock
+from starlette.types import Message
+from tests.labelling.conftest import ORIGIN, PASSWORD, QUICK, Browser, People
+from tests.store.conftest import Clock, Make
 
 from tastemaker.errors import ConfigError
-from tastemaker.labelling.app import check_declared
-from tastemaker.labelling.settings import LabellingSettings
+from tastemaker.labelling import pages_account
+from tastemaker.labelling.app import check_declared, create_app
+from tastemaker.labelling.settings import LabellingSettings, Limit
 from tastemaker.labelling.web import Page, Services, own_path, require
+from tastemaker.store import Store
+from tastemaker.store.schema import accounts
 
 SENTENCE = re.compile(r"<p>([A-Z][^<]+[.])</p>")
 
@@ -48,6 +57,14 @@ def test_a_token_of_another_session_is_refused(people: People) -> None:
     planted = visitor.token()
     visitor.sign_in("ann")
     refused(visitor.post("/account/tokens", data={"csrf_token": planted, "label": "x"}), 403)
+
+
+def test_a_token_of_another_visitor_is_refused(app: FastAPI, people: People) -> None:
+    """Or somebody could be signed in to an account that is not theirs, and work there."""
+    people.account("ann", "rater")
+    victim, foreign = Browser(app), Browser(app).token()
+    assert victim.token() != foreign
+    refused(victim.post("/sign-in", data={"csrf_token": foreign, "name": "ann", "password": PASSWORD}), 403)
 
 
 def test_scripts_send_the_token_in_a_header(people: People) -> None:
@@ -132,9 +149,7 @@ def test_cookies_are_kept_from_scripts_and_other_sites(browser: Browser, people:
     assert {"HttpOnly", "Path=/", "SameSite=lax"} <= set(cookie.split("; "))
 
 
-def test_over_tls_cookies_stay_there(store, clock) -> None:  # type: ignore[no-untyped-def]
-    from tastemaker.labelling.app import create_app
-
+def test_over_tls_cookies_stay_there(store: Store, clock: Clock) -> None:
     app = create_app(store, LabellingSettings(origins=("https://labels.example.org",)), clock=clock)
     browser = Browser(app)
     answer = browser.get("https://labels.example.org/sign-in")
@@ -208,6 +223,27 @@ def test_a_handler_must_say_whom_it_serves() -> None:
         check_declared(router)
 
 
+def test_the_application_does_not_start_with_a_handler_that_does_not_say(
+    store: Store, settings: LabellingSettings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    router = APIRouter()
+    router.add_api_route("/forgotten", lambda: "everybody sees this")
+    monkeypatch.setattr(pages_account, "routes", router)
+    with pytest.raises(AssertionError, match="does not say whom it serves"):
+        create_app(store, settings)
+
+
+# --- passwords ------------------------------------------------------------------------------------------------------
+
+
+def test_the_application_hashes_as_the_library_recommends(store: Store, settings: LabellingSettings) -> None:
+    app = create_app(store, settings)
+    People(app, app.state.web.services).account("ann", "rater")
+    with store.read() as connection:
+        stored = connection.execute(sa.select(accounts.c.password_hash)).scalar_one()
+    assert stored.startswith("$argon2id$v=19$m=65536,t=3,p=4$")
+
+
 # --- the API: by token, never by cookie -----------------------------------------------------------------------------
 
 
@@ -272,6 +308,80 @@ def test_guessing_is_slowed_by_address(app: FastAPI) -> None:
     refused(guesser.submit("/sign-in", name="another", password="wrong"), 429)
     refused(guesser.get("/invitation/guessed"), 429)
     assert Browser(app, address="10.0.0.2").submit("/sign-in", name="x", password="wrong").status_code == 403
+
+
+def test_guessing_the_password_of_an_open_session_is_slowed(people: People, clock: Clock) -> None:
+    ann, new = people.browser("ann", "rater"), "quite another phrase"
+    fields = {"csrf_token": ann.token("/account"), "new": new, "again": new}
+    for attempt in range(10):
+        assert ann.post("/account/password", data={**fields, "current": f"guess {attempt}"}).status_code == 422
+    refused(ann.post("/account/password", data={**fields, "current": PASSWORD}), 429)
+    clock.now += 31
+    assert ann.post("/account/password", data={**fields, "current": PASSWORD}).status_code == 303
+
+
+def test_raters_are_slowed_down(app: FastAPI, people: People, services: Services, make: Make) -> None:
+    web, few = app.state.web, Limit(burst=2, per_second=1.0)
+    app.state.web = replace(web, settings=replace(web.settings, claim=few, submit=few))
+    services.labels.queue(make.study("demonstration"), make.items(1, 0))
+    ann = people.browser("ann", "rater")
+    fields = {"csrf_token": ann.token("/account"), "study": "study", "text": "Once", "act": "draft"}
+    path = "/desk/next"
+    for _ in range(2):
+        answer = ann.post("/desk/next", data=fields)
+        assert answer.status_code == 303
+        path = answer.headers["location"]
+    refused(ann.post("/desk/next", data=fields), 429)
+    for _ in range(2):
+        assert ann.post(path, data={**fields, "study": []}).status_code in (303, 409, 422)
+    refused(ann.post(path, data={**fields, "study": []}), 429)
+
+
+def test_a_body_that_does_not_arrive_is_given_up(store: Store, clock: Clock) -> None:
+    app = create_app(store, LabellingSettings(origins=(ORIGIN,), body_seconds=0.1), clock=clock, hasher=QUICK)
+    said: list[Message] = []
+
+    async def dribble() -> Message:
+        await anyio.sleep(0.01)
+        return {"type": "http.request", "body": b"x", "more_body": True}
+
+    async def listen(message: Message) -> None:
+        said.append(message)
+
+    async def ask() -> None:
+        headers = [(b"host", ORIGIN.removeprefix("http://").encode()), (b"origin", ORIGIN.encode())]
+        request = {"type": "http", "method": "POST", "path": "/sign-in", "query_string": b"", "headers": headers}
+        with anyio.fail_after(5):  # at this pace a megabyte takes three hours
+            await app({**request, "scheme": "http", "http_version": "1.1", "root_path": ""}, dribble, listen)
+
+    anyio.run(ask)
+    assert said[0]["status"] == 408
+
+
+# What browsers may load from where, spelled out here once more; the last three are not covered by `default-src`.
+POLICY = {
+    "default-src": "'none'",
+    "script-src": "'self'",
+    "style-src": "'self'",
+    "img-src": "'self'",
+    "connect-src": "'self'",
+    "form-action": "'self'",
+    "frame-ancestors": "'none'",
+    "base-uri": "'none'",
+}
+
+
+def test_the_policy_lets_nothing_in_from_elsewhere(browser: Browser) -> None:
+    policy = browser.get("/sign-in").headers["content-security-policy"]
+    assert dict(each.split(" ", 1) for each in policy.split("; ")) == POLICY
+
+
+@pytest.mark.parametrize("planted", [["done", "<script>alert(1)</script>"], ["<script>", "x"], ["done", ["x"]], 7])
+def test_a_planted_word_is_shown_as_text_or_not_at_all(browser: Browser, planted: object) -> None:
+    value = base64.urlsafe_b64encode(json.dumps(planted).encode()).decode()
+    page = browser.get("/sign-in", headers={"cookie": f"tastemaker-said={value}"}).text
+    assert "<script>" not in page
+    assert ("&lt;script&gt;alert(1)" in page) == (planted == ["done", "<script>alert(1)</script>"])
 
 
 def test_every_answer_has_the_headers(app: FastAPI, people: People) -> None:

@@ -119,6 +119,12 @@ def test_a_public_address_without_tls_is_refused(
     assert not (tmp_path / "x").exists()
 
 
+@pytest.mark.parametrize("host", ["0.0.0.0", "::", "192.0.2.1"])
+def test_nothing_listens_where_passwords_would_travel_in_the_clear(host: str) -> None:
+    with pytest.raises(ConfigError, match="in the clear"):
+        bind(Address(host=host, port=0))[0].close()
+
+
 def test_a_public_address_behind_tls_is_taken() -> None:
     listening, settings = bind(Address(host="0.0.0.0", port=0, origins=("https://labels.example.org",)))
     listening.close()

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 import subprocess
 import sys
 from collections.abc import Iterator, Mapping
@@ -96,8 +98,6 @@ def test_details_that_are_no_json_are_refused(store: Store) -> None:
 
 def test_the_chain_begins_and_goes_on_as_documented(store: Store) -> None:
     """By an independent reading of the documentation: canonical JSON, BLAKE2b of 32 bytes with our name in it."""
-    import hashlib
-
     fill(store, 1)
     with store.read() as connection:
         row = dict(connection.execute(sa.select(audit)).one()._mapping)
@@ -177,6 +177,24 @@ def test_a_changed_sequence_is_found(store: Store, old: int, new: int, bad: int,
         connection.execute(sa.update(audit).where(audit.c.sequence == old).values(sequence=new))
     verdict = AuditLog(store).verify()
     assert (verdict.bad_sequence, verdict.problem) == (bad, says)
+
+
+def test_a_row_written_anew_with_its_hash_is_found_by_the_next(store: Store) -> None:
+    fill(store)
+    this = audit.c.sequence == 3
+    with without_triggers(store) as connection:
+        row = dict(connection.execute(sa.select(audit).where(this)).one()._mapping)
+        assert hash_of(row) == row["hash"]
+        forged = row | {"actor": "someone"}
+        connection.execute(sa.update(audit).where(this).values(actor="someone", hash=hash_of(forged)))
+    verdict = AuditLog(store).verify()
+    assert (verdict.bad_sequence, verdict.problem) == (4, "row 4 does not follow from the row before it")
+
+
+def hash_of(row: Mapping[str, object]) -> str:
+    """As documented, which whoever may write to the database can read too."""
+    text = json.dumps({name: row[name] for name in row if name != "hash"}, sort_keys=True, separators=(",", ":"))
+    return hashlib.blake2b(text.encode("ascii"), digest_size=32, person=b"tastemaker-audit").hexdigest()
 
 
 def test_swapped_rows_are_found(store: Store) -> None:

@@ -11,6 +11,7 @@ import sqlalchemy as sa
 from tastemaker.errors import StoreError
 from tastemaker.store import LabelService, Store
 from tastemaker.store.desk import Desk
+from tastemaker.store.hidden import is_gold_place
 from tastemaker.store.schema import (
     answers,
     assignments,
@@ -312,6 +313,13 @@ def test_drafts_come_back_and_older_windows_do_not_overwrite(
             desk.save_draft("ann", task_id, wrong, second)
 
 
+def test_a_draft_is_its_raters_alone(desk: Desk, service: LabelService, make: Make) -> None:
+    fill(service, make, count=1, overlap=2)
+    desk.save_draft("ann", id_of(desk.next_task("ann", "study")), {"text": "Once"}, 0)
+    view = desk.next_task("bob", "study")
+    assert (key(view), view is None or view.draft) == ("key-0", None)
+
+
 def test_a_draft_is_wiped_by_its_answer_and_stays_wiped(
     desk: Desk, service: LabelService, make: Make, store: Store
 ) -> None:
@@ -512,6 +520,26 @@ def test_gold_comes_at_its_share_and_the_count_never_tells(
     # Of places 0 to 27 or so, 30 % are gold: 20 pieces of work leave some 8 of 10.
     assert set(met) >= {f"key-{index}" for index in range(20)}
     assert 3 <= len(set(met) & set(hidden)) <= 10
+
+
+def test_gold_comes_to_each_rater_at_places_and_in_an_order_of_their_own(
+    desk: Desk, service: LabelService, make: Make, store: Store
+) -> None:
+    """Or raters could tell each other which tasks test them."""
+    raters = ("ann", "bob", "cat")
+    assert len({tuple(is_gold_place("study", rater, place, 0.5) for place in range(30)) for rater in raters}) == 3
+    fill(service, make, count=7)
+    make_gold(store, *(f"key-{index}" for index in range(1, 7)))  # every task is gold while there is any
+    orders = set()
+    for rater in raters:
+        met: list[str] = []
+        for _ in range(6):
+            view = desk.next_task(rater, "study")
+            met.append(key(view))
+            desk.submit(rater, id_of(view), write("text"))
+        assert sorted(met) == [f"key-{index}" for index in range(1, 7)]
+        orders.add(tuple(met))
+    assert len(orders) == 3
 
 
 def test_gold_is_never_late_and_never_anothers(

@@ -95,6 +95,21 @@ def test_pseudonyms_are_the_same_in_every_export(
     assert found["files"] == manifest(tmp_path / "two")["files"]
 
 
+def test_no_pseudonym_is_found_by_trying_names(
+    store: Store, service: LabelService, exports: Exports, make: Make, clock: Clock, tmp_path: Path
+) -> None:
+    """The same people, asked the same at the same time, have other pseudonyms in another store."""
+    found: list[set[str]] = []
+    with Store.open(tmp_path / "other.db") as other:
+        open_accounts(other)
+        for number, (each, labels) in enumerate(((store, service), (other, LabelService(other, clock=clock)))):
+            ranked(each, labels, make, clock)
+            Exports(each, clock=clock).export(["study"], tmp_path / str(number), actor=LEAD, config=NO_SPLIT)
+            found.append({one["rater"] for one in manifest(tmp_path / str(number))["raters"]})
+    assert [len(each) for each in found] == [2, 2]
+    assert found[0].isdisjoint(found[1])
+
+
 def test_unblinding_in_an_export_needs_a_reason(
     store: Store, service: LabelService, exports: Exports, make: Make, clock: Clock, tmp_path: Path
 ) -> None:

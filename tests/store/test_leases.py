@@ -242,21 +242,23 @@ def test_many_hands_at_once(url: str, make: Make) -> None:
     names = [f"rater-{index}" for index in range(9)]
     errors: list[BaseException] = []
     claimed: list[tuple[str, Task]] = []
-    with Store.open(url) as store:
+    with Store.open(url) as store, Store.open(url) as other:  # two, as two server processes have
         service = LabelService(store)
+        desks = (service, LabelService(other))
         service.queue(make.study("demonstration", overlap=overlap), make.items(items, outputs=0))
         make.raters(service, *names)
 
-        def work(name: str) -> None:
+        def work(desk: LabelService, name: str) -> None:
             try:
-                while tasks := service.claim("study", name, limit=2):
+                while tasks := desk.claim("study", name, limit=2):
                     for task in tasks:
                         claimed.append((name, task))
-                        service.submit(task.id, task.token, write(name))
+                        desk.submit(task.id, task.token, write(name))
             except BaseException as error:  # a thread's error would be lost
                 errors.append(error)
 
-        threads = [threading.Thread(target=work, args=(name,)) for name in (*names, *names[:2])]
+        hands = enumerate((*names, *names[:2]))
+        threads = [threading.Thread(target=work, args=(desks[index % 2], name)) for index, name in hands]
         for thread in threads:
             thread.start()
         for thread in threads:
@@ -269,6 +271,22 @@ def test_many_hands_at_once(url: str, make: Make) -> None:
     assert (progress.answered, progress.extra) == (items * overlap, 0)
     assert Counter(each.prompt.key for each in demonstrations) == {f"key-{index}": overlap for index in range(items)}
     assert all(each.author.rater == each.response for each in demonstrations)
+
+
+def test_who_writes_to_a_study_is_alone_in_it(url: str, make: Make) -> None:
+    claimed: list[Task] = []
+    with Store.open(url) as store, Store.open(url) as other:  # two, as two server processes have
+        service = LabelService(store)
+        service.queue(make.study("demonstration"), make.items(1, outputs=0))
+        make.raters(service, "ann")
+        claiming = threading.Thread(target=lambda: claimed.extend(LabelService(other).claim("study", "ann")))
+        with store.write() as connection:
+            store.lock_studies(connection, [study.id for study in service.studies()])
+            claiming.start()
+            claiming.join(1.0)
+            assert claimed == []
+        claiming.join(60.0)
+    assert [question(task) for task in claimed] == ["Question key-0?"]
 
 
 def test_late_and_new_answers_at_once(url: str, make: Make, clock: Clock) -> None:

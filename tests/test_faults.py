@@ -1,0 +1,45 @@
+"""The patches that bring known faults back still fit the code, and name tests that exist.
+
+That their tests fail on them is shown by `scripts/show-faults`, which takes too long to be run each time.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import re
+import sys
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+PATCHES = sorted((ROOT / "tests").glob("**/faults/*.patch"))
+
+
+@pytest.fixture(scope="module")
+def faults() -> ModuleType:
+    spec = importlib.util.spec_from_file_location("show_faults", ROOT / "scripts" / "show_faults.py")
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules["show_faults"] = module
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.mark.parametrize("path", PATCHES, ids=lambda path: path.stem)
+def test_the_patch_fits_and_its_tests_exist(path: Path, faults: ModuleType) -> None:
+    fault = faults.read_fault(path)
+    assert faults.apply(fault, ROOT, "--check") is None
+    for test in fault.tests:
+        file, _, name = test.partition("::")
+        function = re.escape(name.rpartition("::")[2].partition("[")[0])
+        assert re.search(rf"^\s*def {function}\(", (ROOT / file).read_text(encoding="utf-8"), re.MULTILINE), test
+
+
+def test_a_patch_without_a_heading_is_refused(tmp_path: Path, faults: ModuleType) -> None:
+    path = tmp_path / "x.patch"
+    path.write_text("--- a/x\n+++ b/x\n@@ -1 +1 @@\n-1\n+2\n", encoding="utf-8")
+    with pytest.raises(SystemExit, match="begins with one line 'Fault"):
+        faults.read_fault(path)
