@@ -25,8 +25,8 @@ checks of claim 7) were settled by looking at runs of seed 0, its test prompts i
 at the validation prompts of seed 2; then each seed was run once. Seed 1 is the fairest test. `LOG.md` has what was
 tried.
 
-Made by `python scripts/make_reproduction.py RUN...` from the runs' own `results.json`. The engines have changed since, so
-that sums come in another order: `make demo` with the new ones shows the same claims for seed 0.
+Made by `python scripts/make_reproduction.py RUN...` from the runs' own `results.json`. The engines have changed since,
+so that sums come in another order: `make demo` with the new ones shows the same claims for seed 0.
 
 ## What does not hold, and why
 
