@@ -70,8 +70,9 @@ def attempt(command: list[str], within: float) -> None:
     except subprocess.TimeoutExpired:
         print(f"  not done after {within:.0f} s")
         return
-    last = (ended.stderr or ended.stdout).strip().splitlines()[-1:]
-    print("  done" if ended.returncode == 0 else f"  failed: {''.join(last)}", flush=True)
+    said = (ended.stderr or ended.stdout).strip().splitlines()
+    why = next((line.strip() for line in said if "rror" in line), said[-1] if said else "it says nothing")
+    print("  done" if ended.returncode == 0 else f"  failed: {why}", flush=True)
 
 
 def main() -> int:

@@ -5,13 +5,12 @@ That their tests fail on them is shown by `scripts/show-faults`, which takes too
 
 from __future__ import annotations
 
-import importlib.util
 import re
-import sys
 from pathlib import Path
 from types import ModuleType
 
 import pytest
+from tests.scripts import load_script
 
 ROOT = Path(__file__).parents[1]
 PATCHES = sorted((ROOT / "tests").glob("**/faults/*.patch"))
@@ -19,13 +18,7 @@ PATCHES = sorted((ROOT / "tests").glob("**/faults/*.patch"))
 
 @pytest.fixture(scope="module")
 def faults() -> ModuleType:
-    spec = importlib.util.spec_from_file_location("show_faults", ROOT / "scripts" / "show_faults.py")
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules["show_faults"] = module
-    spec.loader.exec_module(module)
-    return module
+    return load_script("show_faults")
 
 
 @pytest.mark.parametrize("path", PATCHES, ids=lambda path: path.stem)

@@ -19,7 +19,8 @@ import sqlalchemy as sa
 
 from tastemaker.cli import main
 from tastemaker.errors import ConfigError
-from tastemaker.labelling.serve import Address, bind
+from tastemaker.labelling.serve import Address, _create_app, bind, connections_each
+from tastemaker.labelling.settings import LabellingSettings, loopback_origins
 from tastemaker.store import Store
 from tastemaker.store.access import AccessService
 from tastemaker.store.audit import COMMAND_LINE
@@ -213,6 +214,18 @@ def test_invitations_from_the_command_line(tmp_path: Path, capsys: pytest.Captur
     assert invited.rater_group == "team"
     assert main(["label", "invite", "--database", database, "--roles", "king"]) == 2
     assert "king" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("workers", [1, 4, 7, 60, 61])
+def test_all_processes_together_leave_the_database_connections_for_others(workers: int) -> None:
+    """PostgreSQL has 100 by default. More processes than connections have one each."""
+    assert 1 <= connections_each(workers) <= max(1, 80 // workers)
+
+
+def test_a_process_opens_no_more_connections_than_it_may(tmp_path: Path) -> None:
+    application = _create_app(tmp_path / "labels.db", LabellingSettings(origins=loopback_origins(1)), 3)
+    pool = application.state.web.services.access._store._engine.pool
+    assert pool.size() + pool._max_overflow == 3
 
 
 def test_pages_and_styles_are_packaged() -> None:

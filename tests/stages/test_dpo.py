@@ -98,7 +98,11 @@ def test_log_probs_are_sums_over_the_response_and_its_end(base: str) -> None:
     library = AutoModelForCausalLM.from_pretrained(base)
     pairs = as_pairs([ranking("w5 w3", ["w7 w8 w9", "w6"], ((1,), (0,)))], policy)
     trainer = Trainer(policy, config().optimizer, total_steps=1)
+    read, hidden = list[int](), policy.hidden
+    policy.hidden = lambda packed: (read.append(len(packed.id_N)), hidden(packed))[1]  # type: ignore[method-assign, func-returns-value]
     (sums,) = pair_logprobs(policy, pairs, config(), trainer).tolist()
+    once = sum(len(pair.prompt_ids) + len(pair.chosen_ids) + len(pair.rejected_ids) for pair in pairs)
+    assert read == [once], "the prompt is read once for both"
     opening = [1, 4, 9, 7, 5]
     for found, response in zip(sums, ([10, 2], [11, 12, 13, 2]), strict=True):
         ids = torch.tensor([[*opening, *response]])

@@ -423,6 +423,7 @@ def test_sampler_log_probs_give_the_same_update(base: str) -> None:
 def test_files_of_a_run(base: str, tmp_path: Path, per_paper_batch: float) -> None:
     """After one iteration the average is d w0 + (1 - d) w1 with d = 0.5 ** (6 / 512); with 0 it is the policy."""
     settings = config(iterations=1, ema_decay=per_paper_batch, keep_every=1)
+    assert ("average" in run_of(base, ema_decay=per_paper_batch).states()) is (per_paper_batch > 0)
     texts = TEXTS[:3]
     train_ppo(
         tmp_path,

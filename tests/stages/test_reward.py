@@ -92,7 +92,11 @@ def test_the_gradient_through_the_stage_is_the_enumerated_sum(base: str, normali
     one_tie_group = ranking("w3 w4", texts, ((0, 2), (1, 3)), rater="c")
     rows = [first, second] if normalize == "all" else [one_tie_group, second]
     (element,) = as_elements(rows, model)
+    read, scores = list[int](), model.scores
+    model.scores = lambda packed: (read.append(len(packed.id_N)), scores(packed))[1]  # type: ignore[method-assign, func-returns-value]
     loss = element_loss(model, normalize, [element], 3.0)
+    model.scores = scores  # type: ignore[method-assign]
+    assert read[0] < sum(map(len, element.sequences)), "the prompt is read once for all its responses"
     loss.value.backward()  # type: ignore[no-untyped-call]
     found = gradient(model)
 

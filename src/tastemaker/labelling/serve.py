@@ -96,7 +96,7 @@ def invitation_link(token: str, origin: str) -> str:
 def serve(database: str | Path, listening: socket.socket, settings: LabellingSettings, *, workers: int = 1) -> None:
     """Answer requests until told to stop (SIGTERM or SIGINT), then finish those that run."""
     config = uvicorn.Config(
-        partial(_create_app, database, settings, max(1, CONNECTIONS // workers)),
+        partial(_create_app, database, settings, connections_each(workers)),
         factory=True,
         workers=workers,
         log_level="warning",
@@ -115,6 +115,11 @@ def serve(database: str | Path, listening: socket.socket, settings: LabellingSet
         uvicorn.Server(config).run(sockets=[listening])
     else:
         Multiprocess(config, [listening]).run()
+
+
+def connections_each(workers: int) -> int:
+    """How many connections to the database one of so many processes may have."""
+    return max(1, CONNECTIONS // workers)
 
 
 def _create_app(database: str | Path, settings: LabellingSettings, connections: int) -> FastAPI:
