@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import math
+from itertools import pairwise
 from typing import Any
 
 import pytest
 import torch
 from tests.models import make_library, random_sequences
 from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensorMode
 
 from tastemaker import attention
 from tastemaker.attention import PACKED, packed_attention, packed_attention_on
@@ -195,3 +197,147 @@ def test_plain_products_take_the_type_of_autocast(inside: bool) -> None:
         gradients = torch.autograd.grad(attended.float().square().sum(), inputs)
     assert attended.dtype == torch.bfloat16
     assert [gradient.dtype for gradient in gradients] == [torch.float32, torch.float32, torch.bfloat16]
+
+
+HALF: dict[str, Any] = {
+    "device": "cuda",
+    "dtype": torch.bfloat16,
+    "longest": 7,
+    "head_size": 64,
+    "shares": False,
+    "varlen": True,
+}
+
+
+@pytest.mark.parametrize(
+    ("changes", "way"),
+    [
+        ({}, "varlen"),
+        ({"dtype": torch.float16}, "varlen"),
+        ({"longest": 2000, "head_size": 256}, "varlen"),
+        ({"dtype": torch.float32}, "padded"),
+        ({"dtype": torch.float64}, "padded"),
+        ({"shares": True}, "padded"),
+        ({"head_size": 60}, "padded"),
+        ({"head_size": 264}, "padded"),
+        ({"varlen": False}, "padded"),
+        ({"device": "mps"}, "padded"),
+        ({"device": "cpu"}, "products"),
+        ({"device": "cpu", "shares": True, "dtype": torch.float32}, "products"),
+        ({"device": "cpu", "longest": 512}, "products"),
+        ({"device": "cpu", "longest": 513}, "padded"),
+    ],
+)
+def test_how_attention_is_computed_follows_from_where_and_what(changes: dict[str, Any], way: str) -> None:
+    assert attention.choose_way(**HALF | changes) == way
+
+
+def reference_kernel(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    cu_seq_q: Tensor,
+    cu_seq_k: Tensor,
+    max_q: int,
+    max_k: int,
+    *,
+    scale: float | None,
+    window_size: tuple[int, int],
+    enable_gqa: bool,
+) -> Tensor:
+    """What PyTorch's documentation says of `varlen_attn`, one sequence at a time."""
+    bounds = cu_seq_q.tolist()
+    assert cu_seq_q.dtype == torch.int32
+    assert torch.equal(cu_seq_q, cu_seq_k)
+    assert max_q == max_k == max(end - start for start, end in pairwise(bounds))
+    assert enable_gqa == (query.shape[1] != key.shape[1])
+    left, right = window_size
+    parts = []
+    for start, end in pairwise(bounds):
+        place = torch.arange(end - start)
+        ahead = place[None, :] - place[:, None]  # of the key, as the query sees it
+        seen = (ahead <= right) & ((ahead >= -left) if left >= 0 else True)
+        of_heads = [x[start:end].transpose(0, 1) for x in (query, key, value)]
+        of_heads[1:] = [x.repeat_interleave(query.shape[1] // key.shape[1], 0) for x in of_heads[1:]]
+        score = of_heads[0] @ of_heads[1].transpose(1, 2) * (query.shape[2] ** -0.5 if scale is None else scale)
+        parts.append((score.masked_fill(~seen, -torch.inf).softmax(-1) @ of_heads[2]).transpose(0, 1))
+    return torch.cat(parts)
+
+
+@pytest.mark.parametrize("batch", ["ragged", "equal"])
+@pytest.mark.parametrize("token_major", [True, False])
+@pytest.mark.parametrize("window", [None, 1, 3, 6])
+@pytest.mark.parametrize("scaling", [None, 0.3])
+def test_a_kernel_for_different_lengths_is_told_the_same_attention(
+    batch: str, token_major: bool, window: int | None, scaling: float | None
+) -> None:
+    packed = BATCHES[batch]
+    *tensors, direction = tensors_of(len(packed.id_N), SIZE, token_major=token_major)
+    found = []
+    for attend, kernel in ((attention._attend_by_varlen, (reference_kernel,)), (attention._attend_by_library, ())):
+        inputs = [tensor.detach().requires_grad_() for tensor in tensors]
+        attended = attend(inputs[0], inputs[1], inputs[2], packed, window, scaling, *kernel)
+        found.append((attended.detach(), *torch.autograd.grad((attended * direction).sum(), inputs)))
+    for ours, theirs in zip(*found, strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=0, atol=1e-12)
+
+
+@pytest.mark.parametrize("window", [None, 3])
+def test_pytorchs_kernel_takes_what_it_is_given(window: int | None) -> None:
+    """Shapes, types and options only: the tensors are fake, so nothing is computed."""
+    packed = BATCHES["ragged"]
+    varlen = pytest.importorskip("torch.nn.attention.varlen")
+    with FakeTensorMode(allow_non_fake_inputs=True), torch.autocast("cpu", dtype=torch.bfloat16):
+        inputs = [torch.empty(14, heads, 8, requires_grad=True) for heads in (HEADS, GROUPS, GROUPS)]
+        query, key, value = (each.transpose(0, 1) for each in inputs)
+        attended = attention._attend_by_varlen(query, key, value, packed, window, 0.3, varlen.varlen_attn)
+        attended.float().sum().backward()  # type: ignore[no-untyped-call]
+    assert (attended.shape, attended.dtype) == ((14, HEADS, 8), torch.bfloat16)
+    assert [each.grad is not None and each.grad.shape == each.shape for each in inputs] == [True] * 3
+
+
+@pytest.mark.parametrize("masked", [True, False])
+def test_repeated_heads_attend_like_grouped_ones(masked: bool) -> None:
+    generator = torch.Generator().manual_seed(2)
+    query, key, value = (
+        torch.randn(2, heads, 7, SIZE, generator=generator, dtype=torch.float64) for heads in (HEADS, GROUPS, GROUPS)
+    )
+    mask = attention._banded(7, 3, query.device) if masked else None
+    grouped, repeated = (
+        attention.attend_padded(query, key, value, mask=mask, scaling=0.3, repeat=repeat) for repeat in (False, True)
+    )
+    torch.testing.assert_close(repeated, grouped, rtol=0, atol=1e-12)
+
+
+@pytest.mark.parametrize(
+    ("device", "dtype", "masked", "repeats"),
+    [
+        ("cuda", torch.bfloat16, False, False),
+        ("cuda", torch.bfloat16, True, True),
+        ("cuda", torch.float32, False, True),
+        ("cpu", torch.float32, True, False),
+        ("cpu", torch.bfloat16, False, False),
+    ],
+)
+def test_heads_are_repeated_only_for_kernels_of_a_gpu_that_do_not_group(
+    device: str, dtype: torch.dtype, masked: bool, repeats: bool
+) -> None:
+    assert attention.repeats_heads(device, dtype, masked=masked) == repeats
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+@pytest.mark.parametrize("window", [None, 3])
+def test_on_a_gpu_different_lengths_attend_like_padded_ones(window: int | None) -> None:
+    device = torch.device("cuda")
+    kernel = attention.varlen_kernel(device)
+    if kernel is None:
+        pytest.skip("this GPU or this version of PyTorch has no kernel for different lengths")
+    packed = BATCHES["ragged"].to(device)
+    *tensors, direction = (tensor.to(device, torch.bfloat16) for tensor in tensors_of(14, 16, token_major=True))
+    found = []
+    for attend, given in ((attention._attend_by_varlen, (kernel,)), (attention._attend_by_library, ())):
+        inputs = [tensor.detach().requires_grad_() for tensor in tensors]
+        attended = attend(inputs[0], inputs[1], inputs[2], packed, window, None, *given)
+        found.append((attended.detach(), *torch.autograd.grad((attended * direction).sum(), inputs)))
+    for ours, theirs in zip(*found, strict=True):
+        torch.testing.assert_close(ours.float(), theirs.float(), rtol=0.02, atol=0.02)  # both round to 8 bits

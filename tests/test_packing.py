@@ -7,6 +7,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from tastemaker.generation.graphs import no_waiting
 from tastemaker.packing import common_beginning, microbatches, pack, pad_rows
 
 sequences_of_ids = st.lists(st.lists(st.integers(0, 96), min_size=1, max_size=7), min_size=1, max_size=5)
@@ -20,6 +21,9 @@ def test_three_sequences_by_hand() -> None:
     assert packed.last_S.tolist() == [2, 3, 5]
     assert packed.padded_ST.tolist() == [[0, 1, 2], [3, 0, 0], [4, 5, 0]]
     assert packed.flat_N.tolist() == [0, 1, 2, 3, 6, 7]
+    assert packed.bound_Z.tolist() == [0, 3, 4, 6]
+    assert packed.bound_Z.dtype == torch.int32
+    assert not packed.shares
 
 
 @given(sequences_of_ids)
@@ -46,6 +50,7 @@ def test_sequences_that_begin_alike_share_it_by_hand() -> None:
     assert packed.padded_ST.tolist() == [[0, 1, 2, 3], [0, 1, 0, 0], [0, 1, 4, 0], [5, 6, 7, 0]]
     assert packed.flat_N.tolist() == [0, 1, 2, 3, 10, 12, 13, 14]
     assert packed.repeat_R.tolist() == [4, 5, 8, 9]
+    assert packed.shares
     assert packed.last_S.tolist() == [3, 1, 4, 7]
     # prompts of 2, 1, 2 and 3 tokens: behind a shared prompt both first tokens are read at its last place
     source_M, target_M = packed.predicted([2, 1, 2, 3])
@@ -135,3 +140,25 @@ def test_every_index_once_and_within_budget(costs: list[int], budget: int) -> No
     assert sorted(index for group in groups for index in group) == list(range(len(costs)))
     for group in groups:
         assert len(group) == 1 or max(costs[index] for index in group) * len(group) <= budget
+
+
+def test_a_packed_batch_is_sent_whole() -> None:
+    packed = pack([[7, 8, 1, 2], [7, 8], [9, 3, 4]], groups=[2, 1])
+    sent = packed.to(torch.device("meta"))
+    for name in ("id_N", "position_N", "padded_ST", "flat_N", "repeat_R", "bound_Z"):
+        there, here = getattr(sent, name), getattr(packed, name)
+        assert (there.device.type, there.shape, there.dtype) == ("meta", here.shape, here.dtype)
+    assert sent.lengths == packed.lengths
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+def test_places_are_found_without_waiting_for_a_gpu() -> None:
+    packed = pack([[1, 2, 3, 4, 5], [6], [7, 8, 9, 10, 11]])
+    expected = (*packed.predicted([2, 1, 3]), packed.last_S, *pad_rows(torch.arange(5.0), [2, 0, 3]))
+    value_M = torch.arange(5.0).to("cuda")
+    with no_waiting():
+        sent = packed.to(torch.device("cuda"))
+        found = (*sent.predicted([2, 1, 3]), sent.last_S, *pad_rows(value_M, [2, 0, 3]))
+    for there, here in zip(found, expected, strict=True):
+        assert there.device.type == "cuda"
+        assert torch.equal(there.cpu(), here)

@@ -87,6 +87,9 @@ print(faults())
 
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="only glibc is told what to do with freed memory")
 def test_more_than_two_gigabytes_are_kept_too() -> None:
-    """What a step of a model of 135M frees: given back, it came again by half a million page faults."""
+    """What a step of a model of 135M frees: given back, all of it came again, by 589,824 page faults.
+
+    A block may still come anew (16,384 faults), where something small was put in the middle of what was freed.
+    """
     done = subprocess.run([sys.executable, "-c", AGAIN], capture_output=True, text=True, check=True)
-    assert int(done.stdout) < 1000
+    assert int(done.stdout) < 2 * 16_384

@@ -1,18 +1,21 @@
 """Causal attention over packed sequences, plugged into the `transformers` library's own modules.
 
 Every matrix product of a model runs on `[1, N]` tokens without padding; only here are queries, keys and values spread
-to `[S, T]` (right-padded, so that causality alone keeps the padding inert), and gathered again. The library calls the
-function under the name `PACKED`; the batch's `Packed` travels as a keyword of the model's forward call.
+to `[S, T]` (right-padded, so that causality alone keeps the padding inert), and gathered again. On a GPU, in half
+precision, not even here: PyTorch's own kernel for sequences of different lengths reads them as they lie. The library
+calls the function under the name `PACKED`; the batch's `Packed` travels as a keyword of the model's forward call.
 
 Dimensions in names: N packed tokens, S sequences, T longest sequence, H query heads, G key/value heads, E either of
-these, D head size.
+these, D head size, Z = S + 1 bounds of sequences.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import inspect
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Any
+from functools import cache
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -29,6 +32,13 @@ PACKED = "tastemaker_packed"
 # times. Beyond, the weights that `_Products` keeps for the backward pass cost more memory than they save time: at 512
 # tokens a third of what a model of SmolLM2-135M's shape keeps anyway.
 LONGEST_BY_PRODUCTS = 512
+
+# The largest head of the kernel for different lengths, and what all its heads must be a multiple of.
+LARGEST_VARLEN_HEAD, VARLEN_HEAD_STEP = 256, 8
+
+Way = Literal["products", "padded", "varlen"]
+# `torch.nn.attention.varlen.varlen_attn`: (query_NHD, key_NGD, value_NGD, bound_Z, bound_Z, longest, longest), options
+VarlenKernel = Callable[..., Tensor | tuple[Tensor, Tensor]]
 
 # What the library's modules pass along that changes nothing here.
 WITHOUT_EFFECT = frozenset({"position_ids", "cache_position", "use_cache", "output_attentions"})
@@ -62,9 +72,115 @@ def packed_attention(
         raise ValueError(f"its mask is local to {int(attention_mask)} tokens in a way that its attention is not told")
     longest = packed.padded_ST.shape[1]
     window = None if sliding_window is None or sliding_window >= longest else sliding_window
-    by_products = query.device.type == "cpu" and longest <= LONGEST_BY_PRODUCTS
-    attend = _attend_by_products if by_products else _attend_by_library
-    return attend(query[0], key[0], value[0], packed, window, scaling)[None], None
+    kernel = varlen_kernel(query.device) if query.device.type == "cuda" else None
+    way = choose_way(
+        query.device.type,
+        _dtype_of_products(query),
+        longest=longest,
+        head_size=query.shape[3],
+        shares=packed.shares,
+        varlen=kernel is not None,
+    )
+    given = (query[0], key[0], value[0], packed, window, scaling)
+    if way == "varlen":
+        assert kernel is not None
+        return _attend_by_varlen(*given, kernel)[None], None
+    return (_attend_by_products if way == "products" else _attend_by_library)(*given)[None], None
+
+
+def choose_way(device: str, dtype: torch.dtype, *, longest: int, head_size: int, shares: bool, varlen: bool) -> Way:
+    """How to attend on a kind of device in a type. `varlen`: whether there is a kernel for different lengths.
+
+    That kernel reads each sequence from one piece, so sequences that share a beginning are padded.
+    """
+    if device == "cpu":
+        return "products" if longest <= LONGEST_BY_PRODUCTS else "padded"
+    fits = head_size <= LARGEST_VARLEN_HEAD and head_size % VARLEN_HEAD_STEP == 0
+    half = dtype in (torch.float16, torch.bfloat16)
+    return "varlen" if device == "cuda" and varlen and half and fits and not shares else "padded"
+
+
+@cache
+def varlen_kernel(device: torch.device) -> VarlenKernel | None:
+    """PyTorch's kernel for sequences of different lengths, where this version and this GPU have it."""
+    if torch.version.hip is not None or torch.cuda.get_device_capability(device) < (8, 0):
+        return None
+    try:
+        from torch.nn.attention.varlen import varlen_attn
+    except ImportError:
+        return None
+    known = inspect.signature(varlen_attn).parameters
+    return varlen_attn if {"scale", "window_size", "enable_gqa"} <= known.keys() else None
+
+
+def _attend_by_varlen(
+    query_HND: Tensor,
+    key_GND: Tensor,
+    value_GND: Tensor,
+    packed: Packed,
+    window: int | None,
+    scaling: float | None,
+    kernel: VarlenKernel,
+) -> Tensor:
+    """`attended_NHD`, by a kernel that knows where each sequence begins."""
+    dtype, longest = _dtype_of_products(query_HND), packed.padded_ST.shape[1]  # autocast does not know the kernel
+    attended_NHD = kernel(
+        *(x_END.transpose(0, 1).to(dtype) for x_END in (query_HND, key_GND, value_GND)),
+        packed.bound_Z,
+        packed.bound_Z,
+        longest,
+        longest,
+        scale=scaling,
+        # To the left, the token itself not counted, and to the right; -1 has no limit.
+        window_size=(-1 if window is None else window - 1, 0),
+        enable_gqa=len(query_HND) != len(key_GND),
+    )
+    assert isinstance(attended_NHD, Tensor)
+    return attended_NHD
+
+
+def _dtype_of_products(query: Tensor) -> torch.dtype:
+    """The type that attention computes its products in, where queries and keys may have come in a wider one."""
+    device = query.device.type
+    return torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else query.dtype
+
+
+def attend_padded(
+    query_SHTD: Tensor,
+    key_SGTD: Tensor,
+    value_SGTD: Tensor,
+    *,
+    mask: Tensor | None,
+    scaling: float | None,
+    repeat: bool | None = None,
+) -> Tensor:
+    """`attended_SHTD`, by the library's kernel: under `mask`, or causal where there is none.
+
+    `repeat` says whether keys and values are repeated for the query heads that share them, or left to the kernel.
+    """
+    heads, groups = query_SHTD.shape[1], key_SGTD.shape[1]
+    if repeat is None:
+        repeat = repeats_heads(query_SHTD.device.type, _dtype_of_products(query_SHTD), masked=mask is not None)
+    if repeat and heads != groups:
+        key_SGTD, value_SGTD = (x.repeat_interleave(heads // groups, dim=1) for x in (key_SGTD, value_SGTD))
+    return scaled_dot_product_attention(
+        query_SHTD,
+        key_SGTD,
+        value_SGTD,
+        attn_mask=mask,
+        is_causal=mask is None,
+        scale=scaling,
+        enable_gqa=heads != groups and not repeat,
+    )
+
+
+def repeats_heads(device: str, dtype: torch.dtype, *, masked: bool) -> bool:
+    """Whether grouped heads have to be repeated to get a fused kernel.
+
+    On a GPU the flash kernel groups heads, but takes neither fp32 nor a mask; the one that takes both does not group
+    them. Given groups, PyTorch would fall back on plain products that hold all scores.
+    """
+    return device == "cuda" and (masked or dtype not in (torch.float16, torch.bfloat16))
 
 
 def _attend_by_library(
@@ -77,14 +193,12 @@ def _attend_by_library(
         spread_EMD = x_END.index_select(1, packed.padded_ST.reshape(-1))
         return spread_EMD.view(len(x_END), sequences, longest, -1).transpose(0, 1)
 
-    attended_SHTD = scaled_dot_product_attention(
+    attended_SHTD = attend_padded(
         spread(query_HND),
         spread(key_GND),
         spread(value_GND),
-        attn_mask=None if window is None else _banded(longest, window, query_HND.device),
-        is_causal=window is None,
-        scale=scaling,
-        enable_gqa=len(query_HND) != len(key_GND),
+        mask=None if window is None else _banded(longest, window, query_HND.device),
+        scaling=scaling,
     )
     return attended_SHTD.transpose(1, 2).flatten(0, 1).index_select(0, packed.flat_N)
 
@@ -93,11 +207,9 @@ def _attend_by_products(
     query_HND: Tensor, key_GND: Tensor, value_GND: Tensor, packed: Packed, window: int | None, scaling: float | None
 ) -> Tensor:
     """`attended_NHD`, by `_Products`."""
-    device = query_HND.device.type
-    # Autocast would pick a type for each product, and forget it for the gradient.
-    dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else query_HND.dtype
+    dtype = _dtype_of_products(query_HND)  # autocast would pick one for each product, and forget it for the gradient
     scaling = query_HND.shape[2] ** -0.5 if scaling is None else scaling
-    with torch.autocast(device, enabled=False):
+    with torch.autocast(query_HND.device.type, enabled=False):
         attended = _Products.apply(query_HND, key_GND, value_GND, packed, window, scaling, dtype)  # type: ignore[no-untyped-call]
     assert isinstance(attended, Tensor)
     return attended

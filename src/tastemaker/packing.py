@@ -1,19 +1,22 @@
 """Ragged token sequences as one row without padding, and micro-batches of about equal cost.
 
-Dimensions in names: N packed tokens, S sequences, T the longest sequence's tokens, M selected tokens. Lengths are
-carried, never guessed from pad ids. Tokens of S sequences lie one after another in `[N]`; only attention needs them as
-`[S, T]`, and `Packed` holds the two index tensors that go there and back.
+Dimensions in names: N packed tokens, S sequences, T the longest sequence's tokens, M selected tokens, Z = S + 1 bounds.
+Lengths are carried, never guessed from pad ids. Tokens of S sequences lie one after another in `[N]`; only attention
+needs them as `[S, T]`, and `Packed` holds the two index tensors that go there and back.
 
 Sequences that begin alike (the K responses to a prompt, a chosen and a rejected one) can share that beginning: its
 tokens are there once, and a place of the packed row then belongs to several sequences. Causality makes that exact,
 since no token sees what differs behind it. A beginning is told by the tokens, so nothing has to be declared right.
+
+Which places are selected follows from lengths alone, so it is worked out on the processor and sent to a GPU from pinned
+memory: a mask that a GPU had to count would make the program wait for all that was queued before it.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import takewhile
+from itertools import accumulate, takewhile
 
 import torch
 from torch import Tensor
@@ -26,7 +29,8 @@ class Packed:
     `id_N` token ids; `position_N` each token's place in its own sequence; `lengths` of the sequences; `padded_ST` for
     each place of the padded layout the packed index to read (0 where there is no token); `flat_N` for each packed token
     its index in the flattened padded layout, in the first of the sequences that share it; `repeat_R` the flattened
-    places of the others.
+    places of the others; `bound_Z` (int32) where each sequence begins, and the last ends, when they lie end to end and
+    none shares its beginning.
     """
 
     id_N: Tensor
@@ -35,22 +39,30 @@ class Packed:
     padded_ST: Tensor
     flat_N: Tensor
     repeat_R: Tensor
+    bound_Z: Tensor
 
     def to(self, device: torch.device) -> Packed:
         return Packed(
-            id_N=self.id_N.to(device),
-            position_N=self.position_N.to(device),
+            id_N=sent_to(device, self.id_N),
+            position_N=sent_to(device, self.position_N),
             lengths=self.lengths,
-            padded_ST=self.padded_ST.to(device),
-            flat_N=self.flat_N.to(device),
-            repeat_R=self.repeat_R.to(device),
+            padded_ST=sent_to(device, self.padded_ST),
+            flat_N=sent_to(device, self.flat_N),
+            repeat_R=sent_to(device, self.repeat_R),
+            bound_Z=sent_to(device, self.bound_Z),
         )
+
+    @property
+    def shares(self) -> bool:
+        """Whether sequences share beginnings."""
+        return len(self.repeat_R) > 0
 
     @property
     def last_S(self) -> Tensor:
         """The packed index of each sequence's last token."""
-        length_S = torch.tensor(self.lengths, device=self.id_N.device)
-        return self.padded_ST.gather(1, length_S[:, None] - 1)[:, 0]
+        width = self.padded_ST.shape[1]
+        place_S = torch.tensor([row * width + length - 1 for row, length in enumerate(self.lengths)])
+        return self._packed_index(place_S)
 
     def predicted(self, prompt_lengths: Sequence[int]) -> tuple[Tensor, Tensor]:
         """`(source_M, target_M)` of all tokens behind the prompts, sequence after sequence.
@@ -62,9 +74,20 @@ class Packed:
             raise ValueError("a prompt has no tokens, so nothing precedes its first response token")
         place_T = torch.arange(self.padded_ST.shape[1])
         prompt_S, length_S = torch.tensor(list(prompt_lengths)), torch.tensor(self.lengths)
-        is_target_ST = ((place_T >= prompt_S[:, None]) & (place_T < length_S[:, None])).to(self.id_N.device)
-        source_M = self.padded_ST[:, :-1][is_target_ST[:, 1:]]
-        return source_M, self.id_N[self.padded_ST[is_target_ST]]
+        is_target_ST = (place_T >= prompt_S[:, None]) & (place_T < length_S[:, None])
+        place_M = is_target_ST.flatten().nonzero()[:, 0]  # never a row's first, as each has a prompt
+        return self._packed_index(place_M - 1), self.id_N.index_select(0, self._packed_index(place_M))
+
+    def _packed_index(self, place_M: Tensor) -> Tensor:
+        """What stands at these places of the flattened padded layout."""
+        return self.padded_ST.flatten().index_select(0, sent_to(self.padded_ST.device, place_M))
+
+
+def sent_to(device: torch.device, tensor: Tensor) -> Tensor:
+    """The tensor on `device`; to a GPU without waiting for what it is doing."""
+    if device.type == "cuda" and tensor.device.type == "cpu" and tensor.numel():
+        return tensor.pin_memory().to(device, non_blocking=True)
+    return tensor.to(device)
 
 
 def pack(sequences: Sequence[Sequence[int]], *, groups: Sequence[int] | None = None) -> Packed:
@@ -106,7 +129,14 @@ def _places(index_of: Sequence[Tensor], lengths: Sequence[int], tokens: int) -> 
         is_token_ST = place_T < torch.tensor(list(lengths))[:, None]
         place_ST = torch.arange(padded_ST.numel()).view_as(padded_ST)
         repeat_R = place_ST[is_token_ST & (flat_N[padded_ST] != place_ST)]
-    return {"position_N": position_N, "padded_ST": padded_ST, "flat_N": flat_N, "repeat_R": repeat_R}
+    bound_Z = torch.tensor([0, *accumulate(lengths)], dtype=torch.int32)
+    return {
+        "position_N": position_N,
+        "padded_ST": padded_ST,
+        "flat_N": flat_N,
+        "repeat_R": repeat_R,
+        "bound_Z": bound_Z,
+    }
 
 
 def common_beginning(sequences: Sequence[Sequence[int]]) -> int:
@@ -116,15 +146,14 @@ def common_beginning(sequences: Sequence[Sequence[int]]) -> int:
 
 def pad_rows(value_M: Tensor, counts: Sequence[int], *, width: int | None = None) -> tuple[Tensor, Tensor]:
     """Spread values that lie end to end (`counts[b]` of row b) over rows: `(value_BT, mask_BT)`, zeros to the right."""
-    count_B = torch.tensor(list(counts), device=value_M.device)
     longest = max(counts)
     width = longest if width is None else width
     if longest > width:
         raise ValueError(f"a row of {longest} values does not fit into the width {width}; give at least {longest}.")
-    mask_BT = torch.arange(width, device=value_M.device) < count_B[:, None]
-    value_BT = value_M.new_zeros(mask_BT.shape)
-    value_BT[mask_BT] = value_M
-    return value_BT, mask_BT
+    mask_BT = torch.arange(width) < torch.tensor(list(counts))[:, None]
+    place_M = sent_to(value_M.device, mask_BT.flatten().nonzero()[:, 0])
+    value_BT = value_M.new_zeros(mask_BT.numel()).index_copy(0, place_M, value_M).view(mask_BT.shape)
+    return value_BT, sent_to(value_M.device, mask_BT)
 
 
 def microbatches(costs: Sequence[int], *, budget: int) -> list[list[int]]:

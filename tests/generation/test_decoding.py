@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable
+from contextlib import nullcontext
 from typing import Any
 
 import pytest
@@ -16,8 +17,11 @@ from tastemaker.errors import ModelError
 from tastemaker.generation import decoding
 from tastemaker.generation.cache import PreallocatedCache, UnsupportedAttention, cached_attention
 from tastemaker.generation.decoding import FastDecoding, Path, choose_path, longest_fast_sequence
+from tastemaker.generation.graphs import Graphs
 
 FAST = Path(fast=True, padding=True)
+# As on a GPU, with steps run again where a GPU would launch what was recorded.
+RECORDED = Path(fast=True, padding=True, graphs=Graphs(record=lambda step, memory: (step, memory), watch=nullcontext))
 LIBRARY = Path(fast=False, padding=True)
 PREFIX = [5, 17, 88, 40, 3]
 PROMPTS = [[11, 12, 13, 14, 15, 16, 17], [21], [31, 32, 33]]
@@ -49,7 +53,7 @@ def plain(model: Any, ids: list[int]) -> Tensor:
     return logits
 
 
-@pytest.mark.parametrize("path", [FAST, LIBRARY], ids=str)
+@pytest.mark.parametrize("path", [FAST, RECORDED, LIBRARY], ids=str)
 @pytest.mark.parametrize("architecture", sorted(ARCHITECTURES))
 @pytest.mark.parametrize("prefix", [[], PREFIX], ids=["", "prefix"])
 @torch.no_grad()
@@ -70,15 +74,16 @@ def test_logits_are_those_of_the_plain_forward_pass(architecture: str, path: Pat
         torch.testing.assert_close(logits, expected, rtol=0, atol=2e-5)
 
 
+@pytest.mark.parametrize("path", [FAST, RECORDED], ids=str)
 @pytest.mark.parametrize("architecture", sorted(ARCHITECTURES))
 @pytest.mark.parametrize("prefix", [[], PREFIX], ids=["", "prefix"])
 @torch.no_grad()
-def test_rows_that_join_see_their_own_tokens_alone(architecture: str, prefix: list[int]) -> None:
+def test_rows_that_join_see_their_own_tokens_alone(architecture: str, path: Path, prefix: list[int]) -> None:
     """Three prompts of 7, 1 and 3 tokens are read; later one of 1 and one of 2 join, twice over, shorter each time."""
     model = make_library(architecture)
     later, latest = [[71, 72], [73]], [[81]]
-    with FAST.attention(model):
-        start = FAST.starter(model, new_tokens=3, prefix=prefix)
+    with path.attention(model):
+        start = path.starter(model, new_tokens=3, prefix=prefix)
         batch = start(2)
         batch.prefill(PROMPTS)
         batch.branch(torch.tensor([2, 0, 1, 0]))
@@ -192,10 +197,11 @@ def test_the_cache_is_fp32_on_a_cpu_and_never_grows() -> None:
     assert cache.layers[0].keys.data_ptr() == place
 
 
-def test_a_batch_is_full_when_its_columns_are_used_up() -> None:
+@pytest.mark.parametrize("path", [FAST, RECORDED], ids=str)
+def test_a_batch_is_full_when_its_columns_are_used_up(path: Path) -> None:
     model = make_library("llama")
-    with torch.no_grad(), FAST.attention(model):
-        batch = FAST.starter(model, new_tokens=1)(1)
+    with torch.no_grad(), path.attention(model):
+        batch = path.starter(model, new_tokens=1)(1)
         batch.prefill([[11, 12, 13], [21]])
         batch.branch(torch.tensor([0, 1]))
         batch.step(torch.tensor([14, 22]))

@@ -6,10 +6,11 @@ and takes it out again.
 
 On a CPU the cache is fp32 even where the weights are bf16, and one decoding step is two batched matrix products with
 the query heads grouped over their key/value head: fused attention is 1.3 to 1.6 times slower there in fp32 and 8 times
-slower in bf16. On a GPU the cache has the model's dtype and fused attention does all the work.
+slower in bf16. On a GPU the cache has the model's dtype and fused attention does all the work; there the same buffers
+can be read by steps whose shapes never change (`FixedLayer`), as CUDA graphs need them.
 
 Dimensions: B rows, H query heads, K key/value heads, G query heads of one key/value head, T new tokens, S cached
-tokens, D head size.
+tokens, D head size; of a fixed step R rows and C columns.
 """
 
 from __future__ import annotations
@@ -23,6 +24,8 @@ import torch
 from torch import Tensor, nn
 from transformers import AttentionInterface, PreTrainedModel
 from transformers.cache_utils import Cache, CacheLayerMixin
+
+from tastemaker.attention import attend_padded
 
 ATTENTION_NAME = "tastemaker_decoding"
 
@@ -91,6 +94,13 @@ class PreallocatedLayer(CacheLayerMixin):  # type: ignore[misc]  # the library i
             self.keys[held:, :, start : self.length] = other.keys[rows_B, :, shared : other.length]
             self.values[held:, :, start : self.length] = other.values[rows_B, :, shared : other.length]
 
+    def fixed(self, rows: int, columns: int, column_1: Tensor) -> FixedLayer:
+        """The first rows and columns of these buffers, whether in use or not."""
+        assert self.is_initialized
+        assert rows <= len(self._key_buffer)
+        assert columns <= self.capacity
+        return FixedLayer(self._key_buffer[:rows, :, :columns], self._value_buffer[:rows, :, :columns], column_1)
+
     def get_mask_sizes(self, query_length: int) -> tuple[int, int]:
         return self.length + query_length, 0
 
@@ -99,6 +109,41 @@ class PreallocatedLayer(CacheLayerMixin):  # type: ignore[misc]  # the library i
 
     def get_max_length(self) -> int:
         return self.capacity
+
+
+class FixedLayer(CacheLayerMixin):  # type: ignore[misc]
+    """A part of a layer's buffers that one token a row is written to, at the column that a tensor names.
+
+    All columns are read, whatever lies in them, so the mask has to hide those that are not in use.
+    """
+
+    is_sliding = False
+
+    def __init__(self, key_RKCD: Tensor, value_RKCD: Tensor, column_1: Tensor) -> None:
+        super().__init__()
+        self.keys, self.values, self._column_1 = key_RKCD, value_RKCD, column_1
+        self.is_initialized = True
+
+    def lazy_initialization(self, key_states: Tensor, value_states: Tensor) -> None:
+        """Nothing is left to do."""
+
+    def update(
+        self, key_states: Tensor, value_states: Tensor, *args: object, **kwargs: object
+    ) -> tuple[Tensor, Tensor]:
+        self.keys.index_copy_(2, self._column_1, key_states.to(self.keys.dtype))
+        self.values.index_copy_(2, self._column_1, value_states.to(self.values.dtype))
+        return self.keys, self.values
+
+    # The library asks for lengths to make masks and positions from; ours are given to it.
+
+    def get_mask_sizes(self, query_length: int) -> tuple[int, int]:
+        return int(self.keys.shape[2]), 0
+
+    def get_seq_length(self) -> int:
+        return int(self.keys.shape[2]) - 1
+
+    def get_max_length(self) -> int:
+        return int(self.keys.shape[2])
 
 
 def _moved_to_front(buffer: Tensor, rows_B: Tensor, shared: int, gap: int, length: int) -> Tensor:
@@ -130,6 +175,15 @@ class PreallocatedCache(Cache):  # type: ignore[misc]
         for layer, others in zip(self.layers, other.layers, strict=True):
             layer.join(others, rows_B, shared)
 
+    def fixed(self, rows: int, columns: int, column_1: Tensor) -> Cache:
+        """The first rows and columns of all buffers, to be written at the column that is named."""
+        return Cache(layers=[layer.fixed(rows, columns, column_1) for layer in self.layers])
+
+    def count_column(self) -> None:
+        """Take in the column that was written by way of `fixed`."""
+        for layer in self.layers:
+            layer.length += 1
+
 
 def cached_attention(
     module: nn.Module,
@@ -148,17 +202,11 @@ def cached_attention(
         raise UnsupportedAttention("a model that drops the attention mask")
     query = query_BHTD.to(key_BKSD.dtype)
     scaling = query.shape[-1] ** -0.5 if scaling is None else scaling
-    if query.shape[2] == 1 and query.device.type == "cpu":
-        output = _grouped_head_attention(query, key_BKSD, value_BKSD, attention_mask, scaling)
+    if query.shape[2] > 1:
+        output = attend_padded(query, key_BKSD, value_BKSD, mask=attention_mask, scaling=scaling).transpose(1, 2)
     else:
-        output = nn.functional.scaled_dot_product_attention(
-            query,
-            key_BKSD,
-            value_BKSD,
-            attn_mask=attention_mask,
-            scale=scaling,
-            enable_gqa=query.shape[1] != key_BKSD.shape[1],
-        ).transpose(1, 2)
+        attend = _grouped_head_attention if query.device.type == "cpu" else _grouped_head_attention_by_kernel
+        output = attend(query, key_BKSD, value_BKSD, attention_mask, scaling)
     return output.to(query_BHTD.dtype), None
 
 
@@ -173,6 +221,21 @@ def _grouped_head_attention(
         score.view(rows, kv_heads, -1, length).add_(mask_B11S)
         output = torch.bmm(score.softmax(dim=-1), value_BKSD.flatten(0, 1))
     return output.view(rows, 1, heads, -1)
+
+
+def _grouped_head_attention_by_kernel(
+    query_BH1D: Tensor, key_BKSD: Tensor, value_BKSD: Tensor, mask_B11S: Tensor, scaling: float
+) -> Tensor:
+    """The same by fused attention, to which the query heads of a key/value head are so many new tokens.
+
+    All of them see the same columns, so no kernel has to know of groups and no keys have to be repeated.
+    """
+    rows, heads, _, size = query_BH1D.shape
+    query_BKGD = query_BH1D.reshape(rows, key_BKSD.shape[1], -1, size)
+    output_BKGD = nn.functional.scaled_dot_product_attention(
+        query_BKGD, key_BKSD, value_BKSD, attn_mask=mask_B11S, scale=scaling
+    )
+    return output_BKGD.reshape(rows, 1, heads, size)
 
 
 @contextmanager

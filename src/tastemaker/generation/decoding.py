@@ -8,7 +8,8 @@ to be kept:
   soft-capped attention, attention sinks, ALiBi, state-space layers, sequences longer than a sliding window.
 
 A path is taken only if it gives the logits of the plain forward pass for a short left-padded batch. Models whose layers
-do not support padding are decoded in batches of equal lengths.
+do not support padding are decoded in batches of equal lengths. On a GPU the steps of the fast path become CUDA graphs
+(`graphs.py`), if that passes the same trial.
 
 Dimensions: U distinct prompts, B rows, T tokens, S tokens so far (cached and new), V vocabulary.
 """
@@ -19,7 +20,7 @@ import inspect
 import logging
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from typing import Protocol, Self
 
 import torch
@@ -31,6 +32,8 @@ from transformers.modeling_outputs import ModelOutput
 
 from tastemaker.errors import ModelError
 from tastemaker.generation.cache import PreallocatedCache, decoding_attention
+from tastemaker.generation.graphs import ALIGNMENT, Graphs, StaticSteps, rounded_up
+from tastemaker.packing import sent_to
 
 log = logging.getLogger(__name__)
 
@@ -66,12 +69,21 @@ class FastDecoding:
     The shared prefix lies in the first columns of every row, and all rows end at the same column. Rows that join begin
     at a later one than those before them, so the batch would walk out of its columns; whenever rows are dropped,
     columns that no row needs any more are dropped with them. `spare` columns are those that it may walk in between.
+
+    With `graphs`, steps have fixed shapes and are recorded.
     """
 
     def __init__(
-        self, model: PreTrainedModel, new_tokens: int, prefix: PreallocatedCache | None = None, spare: int = 0
+        self,
+        model: PreTrainedModel,
+        new_tokens: int,
+        prefix: PreallocatedCache | None = None,
+        spare: int = 0,
+        graphs: Graphs | None = None,
     ) -> None:
         self._room, self._prefix, self._device = new_tokens + spare, prefix, model.device
+        self._graphs = graphs
+        self._static: StaticSteps | None = None
         self._shared = 0 if prefix is None else prefix.get_seq_length()
         self._forward = _forward_function(model)
         self._bias_dtype = torch.float32 if model.device.type == "cpu" else model.dtype
@@ -112,8 +124,25 @@ class FastDecoding:
         return torch.zeros_like(visible, dtype=self._bias_dtype).masked_fill_(~visible, float("-inf"))
 
     def branch(self, rows_B: Tensor) -> None:
-        self._cache = self._cache.branch(rows_B, self._length + self._room)
+        records = self._graphs is not None and self._graphs.failure is None
+        capacity = rounded_up(self._length + self._room, ALIGNMENT if records else 1)
+        self._cache = self._cache.branch(rows_B, capacity)
         self._bias_BS, self._position_B1 = self._bias_BS[rows_B], self._position_B1[rows_B]
+        if self._graphs is not None and records:
+            self._static = StaticSteps(
+                self._forward,
+                self._cache,
+                rows=len(rows_B),
+                columns=capacity,
+                like=self._bias_BS,
+                graphs=self._graphs,
+            )
+            self._load_static()
+
+    def _load_static(self) -> None:
+        """Tell the fixed steps which rows and columns there are now."""
+        if self._static is not None:
+            self._static.load(self._position_B1, self._bias_BS[:, : self._length])
 
     def keep(self, rows_B: Tensor) -> None:
         self._position_B1 = self._position_B1[rows_B]
@@ -121,6 +150,7 @@ class FastDecoding:
         self._cache.keep(rows_B, self._shared, gap)
         self._bias_BS = pad(self._bias_BS[rows_B, self._shared + gap :], (self._shared, gap))
         self._length -= gap
+        self._load_static()
 
     def join(self, others: FastDecoding, rows_B: Tensor) -> None:
         self._cache.join(others._cache, rows_B, self._shared)
@@ -128,10 +158,14 @@ class FastDecoding:
         bias_BS = pad(others._bias_BS[rows_B, self._shared : others._length], (before, 0), value=float("-inf"))
         self._bias_BS = torch.cat([self._bias_BS, pad(bias_BS, (self._shared, after))])
         self._position_B1 = torch.cat([self._position_B1, others._position_B1[rows_B]])
+        self._load_static()
 
     def step(self, token_B: Tensor) -> Tensor:
         self._length += 1
         self._position_B1 = self._position_B1 + 1
+        if self._static is not None:
+            self._cache.count_column()
+            return self._static(token_B)
         return self._logits(token_B[:, None], self._position_B1, self._bias_BS[:, None, None, : self._length])
 
     def _logits(self, ids_BT: Tensor, position_BT: Tensor, bias_B1TS: Tensor) -> Tensor:
@@ -188,13 +222,15 @@ class LibraryDecoding:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Path:
-    """How a model can be decoded: over our own cache or the library's, and in batches of what lengths."""
+    """How a model can be decoded: over our own cache or the library's, in batches of what lengths, by what graphs."""
 
     fast: bool
     padding: bool
+    graphs: Graphs | None = field(default=None, compare=False)
 
     def __str__(self) -> str:
-        return f"the {'fast' if self.fast else 'library'} path{'' if self.padding else ' without padding'}"
+        graphs = "" if self.graphs is None else " with recorded steps"
+        return f"the {'fast' if self.fast else 'library'} path{'' if self.padding else ' without padding'}{graphs}"
 
     def attention(self, model: PreTrainedModel) -> AbstractContextManager[None]:
         """The attention that this path decodes under."""
@@ -208,11 +244,26 @@ class Path:
         if not self.fast:
             return lambda _spare: LibraryDecoding(model, new_tokens, prefix)
         cache = FastDecoding.read_prefix(model, prefix) if prefix else None
-        return lambda spare: FastDecoding(model, new_tokens, cache, spare)
+        return lambda spare: FastDecoding(model, new_tokens, cache, spare, self.graphs)
 
 
 def choose_path(model: PreTrainedModel) -> Path:
     """The fastest path that gives the logits of `model`'s plain forward pass. The model must be in evaluation mode."""
+    path = _choose_modules_path(model)
+    return try_graphs(model, path, Graphs()) if path.fast and model.device.type == "cuda" else path
+
+
+def try_graphs(model: PreTrainedModel, path: Path, graphs: Graphs) -> Path:
+    """The same path with recorded steps, if that gives the right logits too."""
+    recorded = replace(path, graphs=graphs)
+    problem = _problem(model, recorded)
+    if problem is not None:
+        graphs.give_up(problem)
+    return recorded if graphs.failure is None else path
+
+
+def _choose_modules_path(model: PreTrainedModel) -> Path:
+    """The fastest path whose steps are run as they are."""
     reasons: list[str] = []
     for path in (Path(fast=True, padding=True), Path(fast=False, padding=True), Path(fast=False, padding=False)):
         problem = _problem(model, path)
@@ -272,7 +323,7 @@ def _left_padded(prompts: Sequence[Ids], device: torch.device) -> tuple[Tensor, 
     longest = max(map(len, prompts))
     ids = [[0] * (longest - len(prompt)) + list(prompt) for prompt in prompts]
     mask = [[False] * (longest - len(prompt)) + [True] * len(prompt) for prompt in prompts]
-    return torch.tensor(ids, device=device), torch.tensor(mask, device=device)
+    return sent_to(device, torch.tensor(ids)), sent_to(device, torch.tensor(mask))
 
 
 def _positions(mask_UT: Tensor) -> Tensor:
@@ -290,7 +341,8 @@ def _forward_function(model: PreTrainedModel) -> Callable[..., ModelOutput]:
 
     def forward(input_ids: Tensor, **arguments: object) -> ModelOutput:
         # The place as a tensor, because of a slice the head would be computed with a copy of its weights for each row.
-        last = torch.tensor([input_ids.shape[1] - 1], device=input_ids.device)
+        # Filled where it is: a number that is sent to a GPU is waited for.
+        last = torch.full((1,), input_ids.shape[1] - 1, device=input_ids.device)
         arguments |= {"use_cache": True, "logits_to_keep": last}
         return model(input_ids=input_ids, **{name: value for name, value in arguments.items() if name in accepted})
 
