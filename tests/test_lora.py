@@ -52,7 +52,8 @@ def test_adapters_change_nothing_until_they_are_trained(architecture: str, confi
     with torch.no_grad():
         before = logprobs(policy)
         add_adapters(policy.library, config, seed=0)
-        assert torch.equal(logprobs(policy), before)
+        # Llama's layers without adapters are our own, which round in another order.
+        torch.testing.assert_close(logprobs(policy), before, rtol=0, atol=5e-6)
     assert adapter_layers(policy.library)
 
 
@@ -70,7 +71,7 @@ def test_only_adapters_train_and_the_base_is_there_with_them_off(architecture: s
     with torch.no_grad():
         assert float((logprobs(policy) - logprobs(base)).abs().max()) > 0.01
         with adapters_off(policy.library):
-            assert torch.equal(logprobs(policy), logprobs(base))
+            torch.testing.assert_close(logprobs(policy), logprobs(base), rtol=0, atol=5e-6)
         assert float((logprobs(policy) - logprobs(base)).abs().max()) > 0.01
     assert all(p.requires_grad is ("lora_" in n) for n, p in policy.named_parameters()), "switching froze an adapter"
 

@@ -58,6 +58,7 @@ def test_the_shape_of_a_llama_by_hand() -> None:
         heads=6,
         inner=80,
         vocabulary=97,
+        own_layers=True,
     )
     untied = shape_of(make_library("llama", tie_word_embeddings=False))
     assert untied.parameters == shape.parameters + 97 * 48

@@ -12,9 +12,9 @@ these, D head size, Z = S + 1 bounds of sequences.
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from functools import cache
+from functools import cache, lru_cache
 from typing import Any, Literal
 
 import torch
@@ -216,15 +216,7 @@ def _attend_by_products(
 
 
 class _Products(torch.autograd.Function):
-    """Attention as plain matrix products, whose weights are kept for the backward pass: `S * H * T * T` numbers.
-
-    Scores and softmax are of fp32 at least, as in the library's kernel; only what enters another product is rounded to
-    `dtype`. Tokens are brought into the padded layout, and back, by one copy each way; automatic differentiation would
-    add gradients up where a place is read once, which takes longer than attention itself.
-
-    The J = H/G query heads of a key/value head are laid one below the other (X = G * S products, Q = J * T rows each),
-    so keys and values are not repeated.
-    """
+    """`attend_by_products` for the library's modules."""
 
     @staticmethod
     def forward(
@@ -237,45 +229,70 @@ class _Products(torch.autograd.Function):
         scaling: float,
         dtype: torch.dtype,
     ) -> Tensor:
-        heads, groups, longest = len(query_HND), len(key_GND), packed.padded_ST.shape[1]
-        exact = torch.promote_types(dtype, torch.float32)
-        query_XQD = _spread(query_HND.to(exact), packed, groups).mul_(scaling)
-        key_XTD = _spread(key_GND.to(exact), packed, groups)
-        value_XTD = _spread(value_GND.to(dtype), packed, groups)
-        hidden_TT = ~_banded(longest, longest if window is None else window, query_HND.device)
-        score_XQT = torch.bmm(query_XQD, key_XTD.transpose(1, 2))
-        score_XQT.view(-1, heads // groups, longest, longest).masked_fill_(hidden_TT, -torch.inf)
-        weight_XQT = score_XQT.softmax(-1).to(dtype)
-        ctx.save_for_backward(query_XQD.to(dtype), key_XTD.to(dtype), value_XTD, weight_XQT)
-        ctx.packed, ctx.scaling, ctx.groups = packed, scaling, groups
+        exact = torch.promote_types(query_HND.dtype, torch.float32)
+        scaled_HND = query_HND.to(exact) * scaling
+        attended_NHD, kept = attend_by_products(scaled_HND, key_GND, value_GND, packed, window=window, dtype=dtype)
+        ctx.save_for_backward(*kept)
+        ctx.packed, ctx.scaling = packed, scaling
         ctx.dtypes = query_HND.dtype, key_GND.dtype, value_GND.dtype
-        return _gather(torch.bmm(weight_XQT, value_XTD), packed, heads)
+        return attended_NHD
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, gradient_NHD: Tensor) -> tuple[Tensor | None, ...]:
-        query_XQD, key_XTD, value_XTD, weight_XQT = ctx.saved_tensors
-        packed, heads = ctx.packed, gradient_NHD.shape[1]
-        gradient_XQD = _spread_gradient(gradient_NHD, packed, ctx.groups)
-        of_value_XTD = torch.bmm(weight_XQT.transpose(1, 2), gradient_XQD)
-        of_weight_XQT = torch.bmm(gradient_XQD, value_XTD.transpose(1, 2))
-        # What hidden places add is weight 0 times a finite number, so the mask need not be applied again.
-        exact = torch.promote_types(weight_XQT.dtype, torch.float32)
-        of_score_XQT = torch._softmax_backward_data(of_weight_XQT.to(exact), weight_XQT.to(exact), -1, exact)
-        of_score_XQT = of_score_XQT.to(weight_XQT.dtype)
-        of_query_XQD = torch.bmm(of_score_XQT, key_XTD).mul_(ctx.scaling)
-        of_key_XTD = torch.bmm(of_score_XQT.transpose(1, 2), query_XQD)  # of the scaled queries
-        of_query, of_key, of_value = (
-            _gather(x, packed, count, repeats=repeats).to(kind).transpose(0, 1)
-            for x, count, repeats, kind in zip(
-                (of_query_XQD, of_key_XTD, of_value_XTD),
-                (heads, ctx.groups, ctx.groups),
-                (False, True, True),
-                ctx.dtypes,
-                strict=True,
-            )
-        )
-        return of_query, of_key, of_value, None, None, None, None
+        of_query, of_key, of_value = attend_by_products_backward(gradient_NHD, ctx.saved_tensors, ctx.packed)
+        given = (of_query.mul_(ctx.scaling), of_key, of_value)
+        found = [x_NED.to(kind).transpose(0, 1) for x_NED, kind in zip(given, ctx.dtypes, strict=True)]
+        return *found, None, None, None, None
+
+
+def attend_by_products(
+    query_HND: Tensor, key_GND: Tensor, value_GND: Tensor, packed: Packed, *, window: int | None, dtype: torch.dtype
+) -> tuple[Tensor, tuple[Tensor, ...]]:
+    """`attended_NHD` as plain matrix products, and what the backward pass needs: `S * H * T * T` weights above all.
+
+    Queries come scaled. Scores and softmax are of fp32 at least, as in the library's kernel; only what enters another
+    product is rounded to `dtype`. Tokens are brought into the padded layout, and back, by one copy each way; automatic
+    differentiation would add gradients up where a place is read once, which takes longer than attention itself.
+
+    The J = H/G query heads of a key/value head are laid one below the other (X = G * S products, Q = J * T rows each),
+    so keys and values are not repeated.
+    """
+    heads, groups, longest = len(query_HND), len(key_GND), packed.padded_ST.shape[1]
+    exact = torch.promote_types(dtype, torch.float32)
+    query_XQD = _spread(query_HND.to(exact), packed, groups)
+    key_XTD = _spread(key_GND.to(exact), packed, groups)
+    value_XTD = _spread(value_GND.to(dtype), packed, groups)
+    score_XQT = torch.bmm(query_XQD, key_XTD.transpose(1, 2))
+    bias_TT = _bias(longest, window, exact, query_HND.device)
+    score_XQT.view(-1, heads // groups, longest, longest).add_(bias_TT)
+    weight_XQT = score_XQT.softmax(-1).to(dtype)
+    attended_NHD = _gather(torch.bmm(weight_XQT, value_XTD), packed, heads)
+    return attended_NHD, (query_XQD.to(dtype), key_XTD.to(dtype), value_XTD, weight_XQT, attended_NHD)
+
+
+def attend_by_products_backward(
+    gradient_NHD: Tensor, kept: Sequence[Tensor], packed: Packed
+) -> tuple[Tensor, Tensor, Tensor]:
+    """The gradients of scaled queries, keys and values, `[N, E, D]`."""
+    query_XQD, key_XTD, value_XTD, weight_XQT, attended_NHD = kept
+    heads, groups = gradient_NHD.shape[1], len(value_XTD) // len(packed.padded_ST)
+    gradient_XQD = _spread_gradient(gradient_NHD, packed, groups)
+    of_value_XTD = torch.bmm(weight_XQT.transpose(1, 2), gradient_XQD)
+    of_weight_XQT = torch.bmm(gradient_XQD, value_XTD.transpose(1, 2))
+    # The mean of a row's gradients under its weights, which the softmax takes off, is also gradient times attended
+    # value (Dao et al. 2022, arXiv 2205.14135, appendix B.2), which is far fewer numbers.
+    exact = torch.promote_types(weight_XQT.dtype, torch.float32)
+    mean_NH1 = (gradient_NHD.to(exact) * attended_NHD.to(exact)).sum(2, keepdim=True)
+    # What hidden places add is weight 0 times a finite number, so the mask need not be applied again.
+    of_score_XQT = of_weight_XQT.sub_(_spread_gradient(mean_NH1, packed, groups)).mul_(weight_XQT)
+    of_query_XQD = torch.bmm(of_score_XQT, key_XTD)
+    of_key_XTD = torch.bmm(of_score_XQT.transpose(1, 2), query_XQD)
+    return (
+        _gather(of_query_XQD, packed, heads),
+        _gather(of_key_XTD, packed, groups, repeats=True),
+        _gather(of_value_XTD, packed, groups, repeats=True),
+    )
 
 
 def _spread(x_END: Tensor, packed: Packed, groups: int) -> Tensor:
@@ -322,6 +339,13 @@ def _spread_gradient(gradient_NHD: Tensor, packed: Packed, groups: int) -> Tenso
             read_ST.view(sequences, 1, longest, 1)
         )
     return gradient_XQD
+
+
+@lru_cache(maxsize=8)
+def _bias(longest: int, window: int | None, dtype: torch.dtype, device: torch.device) -> Tensor:
+    """What is added to scores: minus infinity where a place is hidden. Adding is faster than filling by a mask."""
+    seen_TT = _banded(longest, longest if window is None else window, device)
+    return torch.zeros(longest, longest, dtype=dtype, device=device).masked_fill_(~seen_TT, -torch.inf)
 
 
 def _banded(longest: int, window: int, device: torch.device) -> Tensor:

@@ -21,6 +21,10 @@ branch (4 F):
 
     bytes a token and layer = 16 D + e (2 D or 5 D + Q + 4 F)  +  e (Q + 2 K) padded / tokens
 
+Layers of our own (`llama`) keep the inputs of both norms, what comes out of them, attention's output, gate and branch:
+
+    bytes a token and layer = 8 D + e (2 D + Q + 2 F)  +  e (Q + 2 K) padded / tokens
+
 Attention by products (`attention`, up to 512 tokens on a processor) keeps its weights besides: e * S * H * T * T for S
 sequences of at most T tokens. While one layer is computed, as much again as its largest intermediate results. With
 gradient checkpointing a layer keeps its input alone (4 D), and one layer at a time keeps the rest.
@@ -42,6 +46,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from tastemaker import llama
 from tastemaker.attention import LONGEST_BY_PRODUCTS
 from tastemaker.head import KEPT_BYTES, LOGITS_PER_CHUNK
 
@@ -68,6 +73,8 @@ class Shape:
     """Width inside the feed-forward part."""
     vocabulary: int
     """Rows of the head; 0 for a network that scores."""
+    own_layers: bool = False
+    """Whether its layers are such as `llama` has, for short sequences on a processor."""
 
     @property
     def inner_matrices(self) -> int:
@@ -150,6 +157,7 @@ def shape_of(library: Any, *, scores: bool = False) -> Shape:
         heads=heads,
         inner=int(next(filter(None, named), 4 * config.hidden_size)),
         vocabulary=0 if scores or head is None else int(head.weight.shape[0]),
+        own_layers=llama.layers_of(library) is not None,
     )
 
 
@@ -157,11 +165,14 @@ def kept_for_backward(shape: Shape, items: Sequence[Item], how: Pass) -> int:
     """Activations of one micro-batch that wait for the backward pass, and what the layer at work adds to them."""
     tokens, sequences, longest = _sizes(items)
     padded, size = sequences * longest, how.size
-    inputs = (5 if how.bfloat16 else 2) * shape.width + shape.queries + 4 * shape.inner
-    layer = tokens * (4 * FP32 * shape.width + size * inputs)
+    by_products = how.by_products and longest <= LONGEST_BY_PRODUCTS
+    if by_products and shape.own_layers:
+        exact, inputs = 2 * shape.width, 2 * shape.width + shape.queries + 2 * shape.inner
+    else:
+        exact, inputs = 4 * shape.width, (5 if how.bfloat16 else 2) * shape.width + shape.queries + 4 * shape.inner
+    layer = tokens * (FP32 * exact + size * inputs)
     layer += padded * size * (shape.queries + 2 * shape.keys)
     scores = padded * shape.heads * longest
-    by_products = how.by_products and longest <= LONGEST_BY_PRODUCTS
     layer += size * scores if by_products else FP32 * padded * (shape.queries + shape.heads)
     at_work = max(2 * size * tokens * shape.inner, 3 * FP32 * scores if by_products else 0)
     ends = 3 * FP32 * tokens * shape.width

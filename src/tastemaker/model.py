@@ -23,6 +23,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from tastemaker import llama
 from tastemaker.attention import packed_attention_on
 from tastemaker.errors import ModelError
 from tastemaker.head import LOGITS_PER_CHUNK, target_logprobs
@@ -36,13 +37,21 @@ PROBE_TOLERANCE = 1e-4  # of the largest value of a probe in fp32; a wrong mask 
 
 @dataclass(frozen=True, slots=True)
 class Trunk:
-    """How a library model is run on packed tokens: our attention, or (`padded`) the library's own on `[S, T]`."""
+    """How a library model is run on packed tokens: our attention, or (`padded`) the library's own on `[S, T]`.
+
+    Or (`fused`) layers of ours, for batches that these are made for.
+    """
 
     library: Any
     padded: bool = False
+    fused: bool = False
 
     def hidden(self, packed: Packed) -> Tensor:
         """Final hidden states `hidden_ND` of all packed tokens."""
+        if self.fused and llama.fits(packed):
+            layers = llama.layers_of(self.library)
+            if layers is not None:
+                return llama.hidden_states(self.library, layers, packed)
         if self.padded:
             output = self.library.base_model(**_padded_inputs(packed), use_cache=False)
             return _as_tensor(output.last_hidden_state).flatten(0, 1).index_select(0, packed.flat_N)
@@ -249,9 +258,20 @@ def _choose_trunk(library: Any) -> Trunk:
     else:
         reason = f"hidden states differ by {difference:.1e} of the largest"
     if difference <= PROBE_TOLERANCE:
-        return Trunk(library)
+        return Trunk(library, fused=_can_fuse(library, packed, together))
     log.warning("%s does not run packed (%s); using the library's own attention", library.config.model_type, reason)
     return Trunk(library, padded=True)
+
+
+def _can_fuse(library: Any, packed: Packed, expected_ND: Tensor) -> bool:
+    """Whether the layers are such as we have ourselves, and give the same."""
+    if llama.layers_of(library) is None or not llama.fits(packed):
+        return False
+    with _evaluating(library):
+        difference = _difference(Trunk(library, fused=True).hidden(packed), expected_ND)
+    if difference > PROBE_TOLERANCE:
+        log.warning("%s runs by the library's layers; ours differ by %.1e", library.config.model_type, difference)
+    return difference <= PROBE_TOLERANCE
 
 
 @contextmanager

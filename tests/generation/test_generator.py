@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from collections import Counter
 from dataclasses import replace
+from statistics import mean
 from typing import Any
 
 import pytest
@@ -353,19 +354,24 @@ def test_adapters_are_pushed_as_adapters(architecture: str, targets: tuple[str, 
     add_adapters(model, LoraConfig(rank=3, alpha=7, targets=targets), seed=0)
     generator = Generator(model, vocabulary=VOCABULARY, dtype=torch.bfloat16)
     first = flat(generator.generate(PROMPTS, 2, SAMPLING, SEEDS))
-    unadapted = Generator(plain, vocabulary=VOCABULARY, dtype=torch.bfloat16)
-    assert first == flat(unadapted.generate(PROMPTS, 2, SAMPLING, SEEDS))
+    assert mean_difference(first, plain) < 0.03
     with torch.no_grad():
         for name, parameter in model.named_parameters():
             if "lora_B" in name:
                 parameter.normal_(std=0.3, generator=torch.Generator().manual_seed(3))
     generator.load_weights(model, 1)
-    differences = [
+    adapted = flat(generator.generate(PROMPTS, 2, SAMPLING, SEEDS))
+    assert mean_difference(adapted, model) < 0.03
+    assert mean_difference(adapted, plain) > 0.1
+
+
+def mean_difference(rollouts: list[Rollout], model: Any) -> float:
+    """Between the engine's log-probs of what it sampled and those of a model."""
+    return mean(
         abs(ours - theirs)
-        for rollout in flat(generator.generate(PROMPTS, 2, SAMPLING, SEEDS))
+        for rollout in rollouts
         for ours, theirs in zip(rollout.logprobs, teacher_forced(model, rollout), strict=True)
-    ]
-    assert sum(differences) / len(differences) < 0.03
+    )
 
 
 def test_bf16_weights_give_fp32_log_probs() -> None:

@@ -30,9 +30,11 @@ from transformers import PreTrainedModel
 from transformers.cache_utils import Cache
 from transformers.modeling_outputs import ModelOutput
 
+from tastemaker import llama
 from tastemaker.errors import ModelError
 from tastemaker.generation.cache import PreallocatedCache, decoding_attention
-from tastemaker.generation.graphs import ALIGNMENT, Graphs, StaticSteps, rounded_up
+from tastemaker.generation.graphs import ALIGNMENT, Forward, Graphs, StaticSteps, rounded_up
+from tastemaker.generation.llama import LiveWeights, LlamaForward
 from tastemaker.packing import sent_to
 
 log = logging.getLogger(__name__)
@@ -80,12 +82,13 @@ class FastDecoding:
         prefix: PreallocatedCache | None = None,
         spare: int = 0,
         graphs: Graphs | None = None,
+        forward: Forward | None = None,
     ) -> None:
         self._room, self._prefix, self._device = new_tokens + spare, prefix, model.device
         self._graphs = graphs
         self._static: StaticSteps | None = None
         self._shared = 0 if prefix is None else prefix.get_seq_length()
-        self._forward = _forward_function(model)
+        self._forward = _forward_function(model) if forward is None else forward
         self._bias_dtype = torch.float32 if model.device.type == "cpu" else model.dtype
 
     @property
@@ -93,9 +96,9 @@ class FastDecoding:
         return self._length == self._bias_BS.shape[1]
 
     @staticmethod
-    def read_prefix(model: PreTrainedModel, prefix: Ids) -> PreallocatedCache:
+    def read_prefix(model: PreTrainedModel, prefix: Ids, forward: Forward | None = None) -> PreallocatedCache:
         """The cache of a prefix, for any number of batches."""
-        reading = FastDecoding(model, new_tokens=0)
+        reading = FastDecoding(model, new_tokens=0, forward=forward)
         reading.prefill([prefix])
         return reading._cache
 
@@ -222,15 +225,20 @@ class LibraryDecoding:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Path:
-    """How a model can be decoded: over our own cache or the library's, in batches of what lengths, by what graphs."""
+    """How a model can be decoded: over our own cache or the library's, in batches of what lengths, by what graphs.
+
+    `forward` is a forward pass of ours in place of the model's.
+    """
 
     fast: bool
     padding: bool
     graphs: Graphs | None = field(default=None, compare=False)
+    forward: LlamaForward | None = field(default=None, compare=False)
 
     def __str__(self) -> str:
-        graphs = "" if self.graphs is None else " with recorded steps"
-        return f"the {'fast' if self.fast else 'library'} path{'' if self.padding else ' without padding'}{graphs}"
+        more = "" if self.graphs is None else " with recorded steps"
+        more += "" if self.forward is None else " by layers of our own"
+        return f"the {'fast' if self.fast else 'library'} path{'' if self.padding else ' without padding'}{more}"
 
     def attention(self, model: PreTrainedModel) -> AbstractContextManager[None]:
         """The attention that this path decodes under."""
@@ -243,14 +251,28 @@ class Path:
         """
         if not self.fast:
             return lambda _spare: LibraryDecoding(model, new_tokens, prefix)
-        cache = FastDecoding.read_prefix(model, prefix) if prefix else None
-        return lambda spare: FastDecoding(model, new_tokens, cache, spare, self.graphs)
+        forward = self.forward if self.forward is not None and self.forward.weights.ready() else None
+        cache = FastDecoding.read_prefix(model, prefix, forward) if prefix else None
+        return lambda spare: FastDecoding(model, new_tokens, cache, spare, self.graphs, forward)
 
 
 def choose_path(model: PreTrainedModel) -> Path:
     """The fastest path that gives the logits of `model`'s plain forward pass. The model must be in evaluation mode."""
     path = _choose_modules_path(model)
-    return try_graphs(model, path, Graphs()) if path.fast and model.device.type == "cuda" else path
+    if path.fast and model.device.type == "cuda":
+        return try_graphs(model, path, Graphs())
+    return _try_own_layers(model, path) if path.fast and model.device.type == "cpu" else path
+
+
+def _try_own_layers(model: PreTrainedModel, path: Path) -> Path:
+    """The same path by layers of our own, if these are the model's and give the right logits too."""
+    if llama.layers_of(model) is None:
+        return path
+    own = replace(path, forward=LlamaForward(model, LiveWeights(model)))
+    problem = _problem(model, own)
+    if problem is not None:
+        log.warning("%s is decoded by the library's layers: %s.", type(model).__name__, problem)
+    return own if problem is None else path
 
 
 def try_graphs(model: PreTrainedModel, path: Path, graphs: Graphs) -> Path:

@@ -14,6 +14,7 @@ import copy
 import logging
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 
 import torch
 from torch import nn
@@ -22,6 +23,7 @@ from transformers import PreTrainedModel
 from tastemaker.errors import ConfigError, ModelError
 from tastemaker.generation.batches import Request, Row, plan_pools
 from tastemaker.generation.decoding import Path, choose_path, longest_fast_sequence
+from tastemaker.generation.llama import CopiedWeights, LlamaForward
 from tastemaker.generation.pool import Decoder, Growing
 from tastemaker.generation.rollout import Piece, Rollout
 from tastemaker.generation.sampling import Sampling
@@ -67,11 +69,23 @@ class Generator:
                 f"max_batch_tokens is {max_batch_tokens} and drop_share is {drop_share}; "
                 "the first must be 1 or more, the second above 0 and at most 1."
             )
-        self._model = model if dtype in (None, model.dtype) else _copy_in(dtype, model)
         self._vocabulary, self._decode, self._version = vocabulary, decode, weights_version
         self._max_batch_tokens, self._drop_share = max_batch_tokens, drop_share
-        with torch.no_grad(), _evaluating(self._model):
-            self._path = choose_path(self._model)
+        self._copy: CopiedWeights | None = None
+        self._model, self._path = self._prepare(model, dtype)
+
+    def _prepare(self, model: PreTrainedModel, dtype: torch.dtype | None) -> tuple[PreTrainedModel, Path]:
+        """The model whose modules may run, and the way that it is decoded. Weights of its own lie in either."""
+        with torch.no_grad(), _evaluating(model):
+            path = choose_path(model)
+            if dtype in (None, model.dtype):
+                return model, path
+            if path.forward is not None and longest_fast_sequence(model) is None:
+                self._copy = CopiedWeights(model, dtype)
+                return model, replace(path, forward=LlamaForward(model, self._copy))
+        own = _copy_in(dtype, model)
+        with torch.no_grad(), _evaluating(own):
+            return own, choose_path(own)
 
     @property
     def weights_version(self) -> int:
@@ -80,7 +94,9 @@ class Generator:
 
     def load_weights(self, model: PreTrainedModel, version: int) -> None:
         """Sample from `model`'s weights from now on. Copies them (into this engine's dtype) unless it is this model."""
-        if model is not self._model:
+        if self._copy is not None:
+            self._copy.load(model)
+        elif model is not self._model:
             try:
                 self._model.load_state_dict(model.state_dict())
             except RuntimeError as error:

@@ -18,13 +18,12 @@ from __future__ import annotations
 
 import logging
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
 from typing import Any
 
 import torch
 from torch import Tensor
-from transformers.modeling_outputs import ModelOutput
 
 from tastemaker.generation.cache import PreallocatedCache
 
@@ -37,7 +36,7 @@ COLUMNS_AT_A_TIME = 256
 # Rows of a mask begin at multiples of so many numbers, or the fused kernels would copy it.
 ALIGNMENT = 16
 
-Forward = Callable[..., ModelOutput]
+Forward = Callable[..., Mapping[str, Tensor]]  # logits by name, as the library's models give them
 Run = Callable[[], Tensor]
 Memory = Any  # what `torch.cuda.CUDAGraph.pool` gives
 

@@ -98,13 +98,16 @@ class Trainer:
 
     def apply(self, loss: float, sums: Mapping[str, float]) -> StepReport:
         """Clip the accumulated gradients, take the step, clear them."""
-        norm = float(nn.utils.clip_grad_norm_(self.parameters, self.config.max_grad_norm))
+        gradients = [parameter.grad for parameter in self.parameters if parameter.grad is not None]
+        norm = float(nn.utils.get_total_norm(gradients))
         if not math.isfinite(norm):
             self.optimizer.zero_grad(set_to_none=True)
             raise TrainingError(
                 f"the gradient's norm is {norm} at optimizer step {self.steps_taken}; the weights were not changed. "
                 "Lower the learning rate, or look for extreme inputs."
             )
+        if norm > self.config.max_grad_norm:  # otherwise every gradient would be multiplied by 1
+            nn.utils.clip_grads_with_norm_(self.parameters, self.config.max_grad_norm, torch.tensor(norm))
         rate = self.config.learning_rate * learning_rate_factor(self.config, self.steps_taken, self.total_steps)
         for group in self.optimizer.param_groups:
             group["lr"] = rate
