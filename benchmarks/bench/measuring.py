@@ -187,9 +187,22 @@ def count_optimizer_steps(pace: Pace) -> None:
 
 def switch_on() -> None:
     """Our two process-wide switches, for the peer: keep freed memory, and fp32 products through oneDNN."""
-    import torch
-
     libc = ctypes.CDLL("libc.so.6")
     libc.mallopt(-4, 0)  # M_MMAP_MAX
-    libc.mallopt(-1, 2**31 - 1)  # M_TRIM_THRESHOLD
-    torch.backends.mkldnn.matmul.fp32_precision = "bf16"  # type: ignore[attr-defined]
+    libc.mallopt(-1, -1)  # M_TRIM_THRESHOLD
+    fp32_through_onednn()
+
+
+def fp32_through_onednn() -> bool:
+    """Send fp32 products through oneDNN where that keeps fp32 accuracy, as `tastemaker.parallel` does. Says whether."""
+    import torch
+
+    matmul: Any = torch.backends.mkldnn.matmul  # type: ignore[attr-defined]
+    before, matmul.fp32_precision = matmul.fp32_precision, "bf16"
+    generator = torch.Generator().manual_seed(0)
+    left, right = (torch.randn(*size, generator=generator) for size in ((192, 256), (256, 192)))
+    exact = left.double() @ right.double()
+    if float(((left @ right).double() - exact).norm() / exact.norm()) <= 2e-6:
+        return True
+    matmul.fp32_precision = before
+    return False

@@ -123,7 +123,8 @@ def needed_flops(task: str, measured: Measured, sizes: Mapping[str, int], model:
 def share_of_peak(results: Results, model: str, case: str, measured: Measured) -> float | None:
     """The share of the machine's GEMM peak that the needed operations take, in the engine's precision."""
     content = results.cases[model, case]
-    peak = results.machine.get("gemm", {}).get(PEAK_OF[measured.precision])
+    known = results.machine.get("gemm", {})
+    peak = known.get(PEAK_OF[measured.precision], known.get("fp32"))
     if peak is None or "sizes" not in content or not tokens(measured.counts):
         return None
     flops = needed_flops(content["task"], measured, content["sizes"], model)

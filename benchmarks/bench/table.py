@@ -50,11 +50,12 @@ def _machine(results: Results) -> str:
     if "versions" not in about:
         return ""
     gemm, packages = about["gemm"], about["versions"]["peer"] | about["versions"]["ours"]
+    by_onednn = f", {gemm['fp32-onednn']:.0f} through oneDNN" if "fp32-onednn" in gemm else ""
     named = ", ".join(f"{name} {version}" for name, version in packages.items() if name not in ("tastemaker", "trl"))
     return (
         f"Measured on {about['date']}: {about['processor']}, {about['cores']} cores, {about['memory_gib']} GiB, "
         f"{about['threads']} threads; {named}. Matrix products of 2048 x 2048: {gemm['fp32']:.0f} GFLOP/s in fp32 as "
-        f"PyTorch comes, {gemm['fp32-onednn']:.0f} through oneDNN, {gemm['bf16']:.0f} in bf16."
+        f"PyTorch comes{by_onednn}, {gemm['bf16']:.0f} in bf16."
     )
 
 

@@ -68,11 +68,15 @@ class _TargetLogprobs(torch.autograd.Function):
             if keeps:
                 kept.append(raw_CV)
             logit_CV = _scaled(raw_CV, bias_V, temperature, exact)
-            normalizer_M[chunk] = logit_CV.logsumexp(1)
-            logprob_M[chunk] = logit_CV.gather(1, target_M[chunk, None])[:, 0] - normalizer_M[chunk]
-            if entropy:
-                logprob_CV = logit_CV - normalizer_M[chunk, None]
-                entropy_M[chunk] = -(logprob_CV.exp() * logprob_CV).sum(1)
+            target_C = logit_CV.gather(1, target_M[chunk, None])[:, 0]
+            largest_C1 = logit_CV.amax(1, keepdim=True)
+            below_CV = logit_CV.sub_(largest_C1)  # in place: another tensor of this size would be the peak
+            weight_CV = below_CV.exp() if entropy else below_CV.exp_()
+            total_C = weight_CV.sum(1)
+            normalizer_M[chunk] = total_C.log() + largest_C1[:, 0]
+            logprob_M[chunk] = target_C - normalizer_M[chunk]
+            if entropy:  # the mean of -log p = log(total) - below
+                entropy_M[chunk] = total_C.log() - weight_CV.mul_(below_CV).sum(1) / total_C
         ctx.save_for_backward(hidden_MD, product_VD, bias_V, target_M, normalizer_M, *kept)
         ctx.temperature, ctx.weight_type = temperature, weight_VD.dtype
         ctx.mark_non_differentiable(entropy_M)
