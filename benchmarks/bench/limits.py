@@ -1,8 +1,7 @@
 """The machine's own limit: large matrix products, in GFLOP/s. `python -m benchmarks.bench.limits`.
 
-The best of several products in each of three ways: fp32 as PyTorch comes, fp32 through oneDNN, bf16. What share of it a
-training step reaches says how far from the machine's limit it is. Where oneDNN does not keep fp32 accuracy the second is
-left out.
+The best of several products in each of three ways: fp32 as PyTorch comes, fp32 through oneDNN (where that keeps fp32
+accuracy), bf16. What share of it a training step reaches says how far from the machine's limit it is.
 """
 
 from __future__ import annotations
