@@ -1,6 +1,6 @@
 """Llama's decoder layers as one operation each, for training on a processor without a GPU.
 
-The library's modules compute a layer as some sixty operators forward and more than twice as many backward. Where matrix
+The library's modules compute a layer operator by operator, and automatic differentiation its gradient. Where matrix
 products are fast (bf16), half of a training step goes into the others: casts, norms, rotations, activations. Here a
 layer is one autograd function whose gradient is written out, so each tensor is read and rounded as seldom as possible,
 and less is kept for the backward pass: what is cheap to compute again is.
@@ -187,7 +187,7 @@ def _inside(batch: _Batch, x_ND: Tensor, norms: Any, weights: Any, biases: Any) 
     """All of a layer but its last product: what the backward pass needs."""
     layer, project = batch.layer, partial(_project, weights=weights, biases=biases)
     scale_1_N1 = scale_of(x_ND, layer.norm_1.variance_epsilon)
-    normed_1_ND = (x_ND * scale_1_N1).mul_(norms[0]).to(batch.dtype)
+    normed_1_ND = normed(x_ND, scale_1_N1, norms[0], batch.dtype)
     query_NHK, key_NGK, value_NGK = (
         project(place, normed_1_ND).view(len(x_ND), -1, layer.head_size) for place in (QUERY, KEY, VALUE)
     )
@@ -202,7 +202,7 @@ def _inside(batch: _Batch, x_ND: Tensor, norms: Any, weights: Any, biases: Any) 
     attended_NA = attended_NHK.flatten(1)
     middle_ND = x_ND + project(OUTPUT, attended_NA)
     scale_2_N1 = scale_of(middle_ND, layer.norm_2.variance_epsilon)
-    normed_2_ND = (middle_ND * scale_2_N1).mul_(norms[1]).to(batch.dtype)
+    normed_2_ND = normed(middle_ND, scale_2_N1, norms[1], batch.dtype)
     gate_NF, up_NF = project(GATE, normed_2_ND), project(UP, normed_2_ND)
     return scale_1_N1, normed_1_ND, attended_NA, middle_ND, scale_2_N1, normed_2_ND, gate_NF, up_NF, *attention
 
@@ -275,3 +275,8 @@ def scale_of(x: Tensor, epsilon: float) -> Tensor:
     """One over the root mean square of each row of D numbers, `[..., 1]`."""
     square: Tensor = torch.linalg.vecdot(x, x)[..., None]
     return square.div_(x.shape[-1]).add_(epsilon).rsqrt_()
+
+
+def normed(x: Tensor, scale: Tensor, weight_D: Tensor, dtype: torch.dtype) -> Tensor:
+    """What a norm gives, rounded for the products that read it."""
+    return (x * scale).mul_(weight_D).to(dtype)

@@ -1,7 +1,7 @@
 """Llama's forward pass over our cache, for decoding on a processor without a GPU.
 
-A decoding step of the library's modules is some seventy operators a layer on tensors so small that calling them takes
-as long as what they do. Here it is a third of that. Weights are used where they lie, in the model, or, for an engine
+A decoding step works on tensors so small that calling an operator takes about as long as what it does, and the modules'
+own Python comes on top of that; here that is left out. Weights are used where they lie, in the model, or, for an engine
 with weights in a type of its own, from a copy: there the matrices that have the same input are one, and laid out as
 oneDNN's kernels read them, where otherwise every product of a few rows would begin by arranging its weights anew.
 
@@ -177,7 +177,7 @@ def _heads(parts: Sequence[Tensor], layer: llama.Layer, turn: llama.Turn) -> tup
 
 
 def _normed(x: Tensor, weight_D: Tensor, epsilon: float, dtype: torch.dtype) -> Tensor:
-    return (x * llama.scale_of(x, epsilon)).mul_(weight_D).to(dtype)
+    return llama.normed(x, llama.scale_of(x, epsilon), weight_D, dtype)
 
 
 def _arranged(dtype: torch.dtype, *linears: nn.Linear) -> Product:
