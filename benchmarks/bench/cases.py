@@ -18,6 +18,7 @@ Task = Literal["sft", "reward", "dpo", "ppo", "rollout", "start"]
 PROMPT_TOKENS = RESPONSE_TOKENS = 64
 FILL = 0.6  # of a padded batch, where lengths are spread
 SPREAD = 0.6  # standard deviation of the logarithm of a length
+LIGHT = 8.0  # GiB on M, up to which the peer fits twice beside ours
 PEER_PPO, PEER = "1.12.0", "1.16.0"  # the last TRL with PPO, and the one for the rest
 
 
@@ -76,7 +77,7 @@ class Engine:
     side: Side
     precision: Literal["float32", "bfloat16"] = "bfloat16"
     switched: bool = False
-    """The peer with our two switches: glibc keeps freed memory, fp32 products go through oneDNN."""
+    """The peer with our two switches: glibc keeps freed memory, fp32 products go through oneDNN. On M alone."""
     shared: bool = False
     """PPO's value head on the policy's trunk."""
     memory: float = 5.0
@@ -104,6 +105,19 @@ def _peers(memory: float) -> tuple[Engine, Engine]:
     )
 
 
+def _supervised(
+    name: str, task: Task, memory: float, *, spread: bool = False, models: tuple[str, ...] = ("S", "M")
+) -> Case:
+    """The peer as it comes, the peer with our switches, and ours.
+
+    All three take turns where memory holds them at once; else the second peer runs after the others, because loading
+    one anew for every round takes longer than its turns do.
+    """
+    peer, switched = _peers(memory)
+    sittings = ((peer, switched, _OURS),) if memory <= LIGHT else ((peer, _OURS), (switched,))
+    return Case(name=name, task=task, spread=spread, sittings=sittings, models=models)
+
+
 _PPO_PEER, _PPO_SWITCHED = _peers(10.0)
 _OURS = Engine(name="ours", side="ours")
 _OURS_PPO = Engine(name="ours", side="ours", memory=8.0)
@@ -115,20 +129,16 @@ CASES = {
             name="ppo-uniform",
             task="ppo",
             sittings=(
-                (
-                    _PPO_PEER,
-                    _OURS_PPO,
-                    Engine(name="ours-fp32", side="ours", precision="float32", memory=8.0),
-                    Engine(name="ours-shared", side="ours", shared=True, memory=6.0),
-                ),
-                (_PPO_SWITCHED,),
+                (_PPO_PEER, _OURS_PPO),
+                (_PPO_SWITCHED, Engine(name="ours-fp32", side="ours", precision="float32", memory=8.0)),
+                (Engine(name="ours-shared", side="ours", shared=True, memory=6.0),),
             ),
         ),
-        Case(name="ppo-spread", task="ppo", spread=True, sittings=((_PPO_PEER, _OURS_PPO),)),
-        Case(name="sft-uniform", task="sft", sittings=((*_peers(4.5), _OURS),)),
-        Case(name="sft-spread", task="sft", spread=True, sittings=((*_peers(4.5), _OURS),)),
-        Case(name="reward", task="reward", sittings=((*_peers(9.5), _OURS),)),
-        Case(name="dpo", task="dpo", sittings=((*_peers(7.0), _OURS),)),
+        Case(name="ppo-spread", task="ppo", spread=True, sittings=((_PPO_PEER, _OURS_PPO),), models=("M",)),
+        _supervised("sft-uniform", "sft", 4.5),
+        _supervised("sft-spread", "sft", 4.5, spread=True),
+        _supervised("reward", "reward", 9.5, models=("M",)),
+        _supervised("dpo", "dpo", 7.0, models=("M",)),
         Case(
             name="rollout",
             task="rollout",
@@ -138,7 +148,6 @@ CASES = {
                     Engine(name="peer-fp32-switched", side="peer", precision="float32", switched=True, memory=3.0),
                     Engine(name="ours-fp32", side="ours", precision="float32", memory=3.0),
                     Engine(name="peer-bf16", side="peer", memory=3.0),
-                    Engine(name="peer-bf16-switched", side="peer", switched=True, memory=3.0),
                     Engine(name="ours-bf16", side="ours", memory=3.0),
                 ),
             ),
@@ -192,7 +201,7 @@ ROWS = (
         case="rollout",
         ours="ours-bf16",
         peer="peer-bf16",
-        switched="peer-bf16-switched",
+        switched=None,
         target=2.4,
     ),
     Row(title="From the command to the end of the first SFT step", case="start", switched=None),

@@ -35,7 +35,7 @@ ROOT = Path(__file__).parents[2]
 FOREIGN = 0.06
 GIB = 2**30
 SHARE_OF_MEMORY = 0.9  # of what is available, for the engines that are loaded side by side
-WARM_UP_STEPS = {"sft": 4, "reward": 2, "dpo": 2}  # until the allocator has all that a step takes; else 1
+WARM_UP_STEPS = {"sft": 2}  # until the allocator has about all that a step takes; else 1
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -106,7 +106,8 @@ def measure(case: Case, model: str, settings: Settings, names: Sequence[str] = (
     """All engines of a case (or those that are named), every turn of theirs, and what the work was."""
     found: dict[str, Any] = {}
     for sitting in case.sittings:
-        engines = [engine for engine in sitting if not names or engine.name in names]
+        able = [engine for engine in sitting if model == "M" or not engine.switched]
+        engines = [engine for engine in able if not names or engine.name in names]
         if engines:
             found |= _sit(case, model, engines, settings)
     return {"case": case.name, "model": model, "task": case.task, "threads": settings.threads, "engines": found}
