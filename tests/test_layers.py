@@ -18,7 +18,8 @@ LAYERS = (
     "errors ranges records shapes files config metrics artefacts console functions kept",
     "intervals statistics agreement personal_data store raters panel guidelines tinyworld tokenizer sources halves "
     "library_text settings model_places",
-    "losses clipping packing attention llama head model shared_value lora checkpoint parallel memory recompute",
+    "losses clipping packing attention llama head model shared_value lora checkpoint parallel memory recompute "
+    "compiled",
     "generation training corpus scoring responses",
     "stages",
     "recipe preflight forecast inputs round round_comparisons round_evaluation evaluation_sampling pipeline report "

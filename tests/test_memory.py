@@ -123,6 +123,9 @@ def test_kept_by_hand() -> None:
     items = alike([5, 3])
     assert kept_for_backward(SHAPE, items, Pass()) == 3 * 5880 + 1800 + 768
     assert kept_for_backward(SHAPE, items, Pass(recompute=True)) == 3 * 4 * 8 * 8 + 5880 + 1800 + 768
+    ours = replace(SHAPE, own_layers=True)
+    assert kept_for_backward(ours, items, Pass()) < kept_for_backward(SHAPE, items, Pass())
+    assert kept_for_backward(ours, items, Pass(compiled=True)) == kept_for_backward(SHAPE, items, Pass())
 
 
 def test_logits_by_hand() -> None:

@@ -83,6 +83,7 @@ class Place:
             bfloat16=optimizer.precision == "bfloat16",
             recompute=optimizer.gradient_checkpointing,
             by_products=not self.gpu,
+            compiled=optimizer.compile,
         )
 
 

@@ -64,6 +64,8 @@ def layers_of(library: Any) -> list[Layer] | None:
         return None
     if any(module._forward_hooks or module._forward_pre_hooks for module in library.modules()):
         return None  # whoever has put them there wants the modules to run
+    if any(block._compiled_call_impl is not None for block in trunk.layers):
+        return None
     layers = [_layer(each, config) for each in trunk.layers]
     return layers if all(type(linear) is nn.Linear for layer in layers for linear in layer.linears) else None
 

@@ -106,6 +106,8 @@ class Pass:
     """Gradient checkpointing."""
     by_products: bool = True
     """Attention by plain products where sequences are short: on a processor, not on a GPU."""
+    compiled: bool = False
+    """By the library's layers through torch.compile, never by layers of ours."""
 
     @property
     def size(self) -> int:
@@ -166,7 +168,7 @@ def kept_for_backward(shape: Shape, items: Sequence[Item], how: Pass) -> int:
     tokens, sequences, longest = _sizes(items)
     padded, size = sequences * longest, how.size
     by_products = how.by_products and longest <= LONGEST_BY_PRODUCTS
-    if by_products and shape.own_layers:
+    if by_products and shape.own_layers and not how.compiled:
         exact, inputs = 2 * shape.width, 2 * shape.width + shape.queries + 2 * shape.inner
     else:
         exact, inputs = 4 * shape.width, (5 if how.bfloat16 else 2) * shape.width + shape.queries + 4 * shape.inner

@@ -41,12 +41,16 @@ class OptimizerConfig:
     """What matrix products are computed in; weights and their updates are fp32 always."""
     gradient_checkpointing: bool = False
     """Keep only each layer's input, and compute the rest again for the gradients: less memory, a third more time."""
+    compile: bool = False
+    """Run the layers through torch.compile, for GPUs; the first steps take minutes."""
 
     def __post_init__(self) -> None:
         check_range(self, "learning_rate", "epsilon", "max_grad_norm", above=0)
         check_range(self, "floor", least=0, most=1)
         check_range(self, "warmup_steps", "weight_decay", least=0)
         check_range(self, "betas", least=0, below=1)
+        if self.compile and self.gradient_checkpointing:
+            raise ConfigError("compile and gradient_checkpointing do not go together; set one of them to false.")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

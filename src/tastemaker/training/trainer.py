@@ -19,6 +19,7 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor, nn
 
+from tastemaker.compiled import compile_layers
 from tastemaker.errors import TrainingError
 from tastemaker.recompute import layers_recomputed
 from tastemaker.settings import OptimizerConfig
@@ -61,6 +62,8 @@ class Trainer:
             fused=True,
         )
         self.steps_taken = 0
+        if config.compile:
+            compile_layers(module)
 
     def autocast(self) -> torch.autocast:
         """The precision that forward passes run in."""
