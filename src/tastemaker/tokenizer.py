@@ -114,7 +114,7 @@ class Tokenizer:
         return ids
 
     def _end_of(self, ids: list[int], count: int) -> list[int]:
-        """The end of a longer prompt, behind the beginning-of-text id, without which some models read nothing right."""
+        """The end of a longer prompt, behind the beginning-of-text id, which many models lean on."""
         opening = ids[:1] if ids[0] == self.library.bos_token_id and count > 1 else []
         return [*opening, *ids[len(ids) - count + len(opening) :]]
 
