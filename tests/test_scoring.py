@@ -43,13 +43,14 @@ def make_reward_model(context: int = 2048, prompt_limit: int | None = None) -> R
         (Response(text="w11"), 99, None, [1, 4, 7, 9, 5, 15, 2]),
         (Response(text="w11", finished=False), 99, None, [1, 4, 7, 9, 5, 15]),
         (Response(text="w11"), 7, None, [1, 4, 7, 9, 5, 15, 2]),
-        (Response(text="w11"), 5, None, [7, 9, 5, 15, 2]),  # the prompt's beginning goes first
+        (Response(text="w11"), 5, None, [1, 9, 5, 15, 2]),  # <bos> stays, what follows it goes first
         (Response(text="w11"), 2, None, [15, 2]),
+        (Response(text="w11"), 3, None, [5, 15, 2]),  # no room for more than the prompt's last
         (Response(text="w11 w12"), 2, None, [16, 2]),
         (Response(text="w11"), 99, 5, [1, 4, 7, 9, 5, 15, 2]),
-        (Response(text="w11"), 99, 3, [7, 9, 5, 15, 2]),
-        (Response(text="w11 w12 w13"), 99, 3, [7, 9, 5, 15, 16, 17, 2]),  # as much of the prompt as the shorter one's
-        (Response(text="w11 w12"), 5, 3, [9, 5, 15, 16, 2]),
+        (Response(text="w11"), 99, 3, [1, 9, 5, 15, 2]),
+        (Response(text="w11 w12 w13"), 99, 3, [1, 9, 5, 15, 16, 17, 2]),  # as much of the prompt as the shorter one's
+        (Response(text="w11 w12"), 5, 3, [1, 5, 15, 16, 2]),
     ],
 )
 def test_what_a_reward_model_reads(
@@ -89,8 +90,8 @@ def test_responses_to_one_prompt_read_it_once_and_score_as_alone(budget: int) ->
 def test_a_prompt_beyond_the_context_is_scored_by_its_end() -> None:
     model = make_reward_model(context=5)
     [score] = ModelScorer(model, budget=100)(PROMPTS[:1], RESPONSES[:1])
-    with torch.no_grad():  # w6 and w7 are 10 and 11... the last two ids of the prompt are w7 and w1
-        assert score == pytest.approx(float(model.scores(pack([[11, 5, 15, 16, 2]]))), abs=1e-5)
+    with torch.no_grad():  # <bos> and the last id of the prompt, w1
+        assert score == pytest.approx(float(model.scores(pack([[1, 5, 15, 16, 2]]))), abs=1e-5)
 
 
 def test_a_function_is_told_what_is_known() -> None:

@@ -31,11 +31,13 @@ def encode_for_reward(model: RewardModel, prompt: Prompt, response: Response) ->
     """The ids whose last is where the score is read.
 
     A prompt beyond the model's `prompt_limit` loses its beginning, the same for all its responses, so that none is
-    judged by a shorter conversation than another. Only what is too long for the context itself loses more.
+    judged by a shorter conversation than another. Only what is too long for the context itself loses more. The
+    beginning-of-text id stays.
     """
-    ending = model.tokenizer.response_ids(response.text, finished=response.finished)
-    opening = model.tokenizer.prompt_ids(prompt.messages)[-model.prompt_limit :]
-    return [*opening, *ending][-model.context :]
+    tokenizer = model.tokenizer
+    ending = tokenizer.response_ids(response.text, finished=response.finished)
+    room = max(0, min(model.prompt_limit, model.context - len(ending)))
+    return [*tokenizer.prompt_ids(prompt.messages, limit=room), *ending[-model.context :]]
 
 
 class ModelScorer:

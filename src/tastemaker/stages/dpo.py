@@ -114,15 +114,13 @@ def train_dpo(
 
 
 def as_pairs(rankings: Sequence[Ranking], policy: LanguageModel, max_prompt_tokens: int | None = None) -> list[Pair]:
-    """Every untied pair of every ranking, best first; of a longer prompt only its last `max_prompt_tokens`.
+    """Every untied pair of every ranking, best first; of a longer prompt `max_prompt_tokens` from its end.
 
     Two responses of one text are no pair: whichever was preferred, there is nothing to learn or to measure.
     """
     tokenizer, pairs = policy.tokenizer, []
     for ranking in rankings:
-        prompt_ids = tuple(tokenizer.prompt_ids(ranking.prompt.messages))
-        if max_prompt_tokens is not None:
-            prompt_ids = prompt_ids[-max_prompt_tokens:]
+        prompt_ids = tuple(tokenizer.prompt_ids(ranking.prompt.messages, limit=max_prompt_tokens))
         ids = [tuple(tokenizer.response_ids(r.text, finished=r.finished)) for r in ranking.responses]
         ranks, texts = ranking.ranks, [response.text for response in ranking.responses]
         pairs += [
