@@ -13,6 +13,7 @@ from typing import Any, Protocol
 
 import torch
 
+from tastemaker.console import say
 from tastemaker.errors import TrainingError
 from tastemaker.model import RewardModel
 from tastemaker.packing import microbatches, pack
@@ -33,9 +34,27 @@ def encode_for_reward(model: RewardModel, prompt: Prompt, response: Response) ->
     A prompt beyond the model's `prompt_limit` loses its beginning, the same for all its responses, so that none is
     judged by a shorter conversation than another. Only what is too long for the context itself loses more.
     """
+    return _whole(model, prompt, response)[-model.context :]
+
+
+def encode_all_for_reward(
+    model: RewardModel, prompts: Sequence[Prompt], responses: Sequence[Response]
+) -> list[list[int]]:
+    """The same of many; how many of them the context cuts is said."""
+    sequences = [_whole(model, prompt, response) for prompt, response in zip(prompts, responses, strict=True)]
+    cut = sum(len(ids) > model.context for ids in sequences)
+    if cut:
+        say(
+            f"  {cut} of {len(sequences)} prompts with a response are longer than the reward model's context of "
+            f"{model.context}; of those it reads the end"
+        )
+    return [ids[-model.context :] for ids in sequences]
+
+
+def _whole(model: RewardModel, prompt: Prompt, response: Response) -> list[int]:
     ending = model.tokenizer.response_ids(response.text, finished=response.finished)
     opening = model.tokenizer.prompt_ids(prompt.messages)[-model.prompt_limit :]
-    return [*opening, *ending][-model.context :]
+    return [*opening, *ending]
 
 
 class ModelScorer:
@@ -48,9 +67,7 @@ class ModelScorer:
     @torch.no_grad()
     def __call__(self, prompts: Sequence[Prompt], responses: Sequence[Response]) -> list[float]:
         model = self.model
-        sequences = [
-            encode_for_reward(model, prompt, response) for prompt, response in zip(prompts, responses, strict=True)
-        ]
+        sequences = encode_all_for_reward(model, prompts, responses)
         scores = [0.0] * len(sequences)
         units = _alike(prompts, sequences, self.budget)
         costs = [len(unit) * max(len(sequences[index]) for index in unit) for unit in units]
