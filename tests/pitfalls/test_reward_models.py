@@ -259,7 +259,7 @@ def test_62_a_mean_per_response_favours_the_short_and_right(base: str) -> None:
     """The loss is a mean over each response's tokens and then over responses, so a token of a long bad response is
     punished less than one of a short one, and wrong answers grow.
 
-    Source: arXiv 2503.20783 (Dr. GRPO); huggingface/trl#3138, verl#2435; OpenRLHF/OpenRLHF#236.
+    Source: arXiv 2503.20783 (Dr. GRPO); huggingface/trl#3138, volcengine/verl#2435; OpenRLHF/OpenRLHF#236.
     Here: `losses.policy_loss` is a mean over all response tokens of the minibatch (`PpoRun` counts them), so a token
     weighs the same in every response; `length_correlation` logs how scores go with length.
     """
