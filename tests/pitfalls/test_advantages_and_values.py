@@ -28,7 +28,7 @@ from tastemaker.scoring import FunctionScorer
 from tastemaker.settings import RewardConfig
 from tastemaker.stages.evaluation import Contestant, Field
 from tastemaker.stages.evaluation.contestants import respond
-from tastemaker.stages.ppo import Experience, PpoConfig, PpoRun
+from tastemaker.stages.ppo import Experience, PpoRun
 
 JUNK = float("nan")  # what stands at places that do not count
 LENGTHS = (5, 2, 7, 3)
@@ -183,7 +183,7 @@ def test_52_padding_takes_part_in_whitening(base: str) -> None:
     Here: `PpoRun.observe` calls `losses.whiten` once, on the whole rollout before minibatches are drawn, over the
     places that count, with the population's variance.
     """
-    raw, white = (observed(run_of(base, whiten_advantages=whiten), 3, -1, 0.5, 2)[0] for whiten in (False, True))
+    raw, white = (observed(run_of(base, whiten_advantages=on), 3, -1, 0.5, 2)[0] for on in (False, True))
     mask_BT = white.mask_BT
     plain_M = raw.advantage_BT[mask_BT].double().numpy()
     assert abs(plain_M.mean()) > 0.1
@@ -327,7 +327,7 @@ def test_55_values_are_clipped_around_those_of_the_rollout(base: str, reward_mod
     """In the second pass over the same responses too, when the value function has moved beyond the clip."""
     run = run_of(base, reward_model, value_clip=0.05, value={"learning_rate": 0.05, "schedule": "constant"})
     experience, _ = observed(run, 9, -8, 7, -9)
-    chosen, rollouts = rolled_out(run)
+    _, rollouts = rolled_out(run)
     assert isinstance(run.value, RewardModel)
     assert run.value_trainer is not None
     run._value_step(run.value_trainer, experience, [0, 1, 2, 3])
@@ -346,7 +346,7 @@ def test_55_values_are_clipped_around_those_of_the_rollout(base: str, reward_mod
 
 def test_55_on_a_shared_trunk_half_the_error_weighs_a_tenth(base: str) -> None:
     """The shared head starts at 0, so at first its error is the return itself."""
-    assert (config().value_clip, config().value_coef) == (PpoConfig.value_clip, PpoConfig.value_coef) == (0.2, 0.1)
+    assert (config().value_clip, config().value_coef) == (0.2, 0.1)
     run = run_of(base, value_function="shared")
     experience, _ = observed(run, 2, -3, 1, 4)
     error = 0.5 * float((experience.return_BT[experience.mask_BT].double() ** 2).mean())

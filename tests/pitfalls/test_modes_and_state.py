@@ -200,9 +200,16 @@ def test_66_layers_are_recomputed_within_their_block_alone(base: str) -> None:
     engine, before = engine_for(policy, decoding), modes(policy.library)
     arguments: tuple[Any, ...] = ([[1, 4, 9, 5], [1, 4, 5]], 2, sampling_for(policy, decoding), [3, 5])
     first = engine.generate(*arguments)
-    with pytest.raises(KeyboardInterrupt), layers_recomputed(policy):
-        assert modes(policy.library) != before
-        raise KeyboardInterrupt
+    seen = list[list[bool]]()
+
+    def interrupt() -> None:
+        with layers_recomputed(policy):
+            seen.append(modes(policy.library))
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        interrupt()
+    assert seen != [before]
     assert modes(policy.library) == before
     assert not any(layer.gradient_checkpointing for layer in policy.library.model.layers)
     assert engine.generate(*arguments) == first
@@ -244,8 +251,7 @@ def test_67_log_probs_are_sums_over_the_response_alone(base: str) -> None:
             for ids in (pair.chosen_ids, pair.rejected_ids)
         ]
         assert found == pytest.approx(exact, abs=1e-4)
-    assert [len(pair.chosen_ids) for pair in pairs] == [3, 3, 5]
-    assert len(pairs) == 3
+    assert [len(pair.chosen_ids) for pair in pairs] == [5, 3, 3]
 
 
 def test_67_the_variants_are_those_of_the_papers() -> None:
@@ -334,14 +340,13 @@ def a_round(folder: Path, base: str, changes: Mapping[str, Any]) -> Round:
     asked = [by("ann", "w20 w3", "train"), by("ann", "w21 w3", "train"), by("bob", "w22 w3", "test")]
     write_records(folder / "prompts.jsonl", asked)
     prompts = {"source": str(folder / "prompts.jsonl")}
-    whole = {"name": "leak", "threads": 1, "base": {"model": base}, "prompts": prompts} | changes
+    whole = {"name": "leak", "threads": 1, "base": {"model": base}, "prompts": prompts, **changes}
     return Round(from_mapping(Recipe, whole, where="test"), folder / "out")
 
 
-@pytest.mark.parametrize("text", ["w22 w3", " W22  w3 "])
-def test_69_demonstrations_of_test_prompts_are_refused(base: str, tmp_path: Path, text: str) -> None:
+def test_69_demonstrations_of_test_prompts_are_refused(base: str, tmp_path: Path) -> None:
     source = tmp_path / "demonstrations.jsonl"
-    write_records(source, [demonstration("w20 w3", "w5"), demonstration(text, "w6")])
+    write_records(source, [demonstration("w20 w3", "w5"), demonstration(" W22  w3 ", "w6")])
     with a_round(tmp_path, base, {"demonstrations": {"source": str(source)}}) as round_:
         round_.prompts()
         with pytest.raises(DataError, match="1 test prompts also occur in the demonstrations"):
@@ -418,7 +423,7 @@ def test_70_the_reward_rises_while_the_work_gets_worse(tmp_path: Path) -> None:
 
 
 def test_70_a_policy_beyond_its_budget_of_kl_is_pulled_back(base: str) -> None:
-    """An adaptive coefficient grows by 1 + .2 * 6 / 3 = 1.4 where the KL of six episodes is above its target (horizon 3)."""
+    """The coefficient grows by 1 + .2 * 6 / 3 = 1.4 where the KL of six episodes is above its target (horizon 3)."""
     settings = {"kl_coef": 0.1, "adaptive_kl": {"target": 1e-6, "horizon": 3.0}, "iterations": 2}
     run = run_of(base, policy={"learning_rate": 0.02, "schedule": "constant"}, **settings)
     run.step(0)  # before it the KL is 0, far below the target: .1 (1 - .4)

@@ -22,7 +22,7 @@ from tests.test_tokenizer import train_bpe
 from torch import Tensor
 from transformers import AutoModelForSequenceClassification
 
-from tastemaker.checkpoint import load_reward_model, new_reward_model, save_reward_model
+from tastemaker.checkpoint import load_policy, load_reward_model, new_reward_model, save_reward_model
 from tastemaker.config import from_mapping
 from tastemaker.generation import FinishReason, Rollout
 from tastemaker.losses import policy_loss
@@ -141,7 +141,7 @@ def last_hidden(model: RewardModel, ids: Sequence[int]) -> Floats:
     trunk = copy.deepcopy(model.library.base_model).double()
     with torch.no_grad():
         hidden_TD: Tensor = trunk(input_ids=torch.tensor([list(ids)]), use_cache=False).last_hidden_state[0]
-    return np.array(hidden_TD[-1])
+    return hidden_TD[-1].numpy()
 
 
 @pytest.mark.parametrize(("normalize", "divisor"), [("pairs", 9), ("all", 10)])
@@ -167,7 +167,7 @@ def test_59_prompts_with_more_responses_weigh_more(base: str, normalize: Any, di
                 slope -= 0.5 * (hidden[better] - hidden[worse]) / share / 2
                 kept += 1
     assert kept == 9 + 1, "one of the ten pairs of five responses is tied"
-    assert float(loss.value) == pytest.approx(math.log(2) * (9 / divisor + 1) / 2, abs=1e-6)
+    assert loss.value.item() == pytest.approx(math.log(2) * (9 / divisor + 1) / 2, abs=1e-6)
     found = model.library.score.weight.grad[0].tolist()
     assert found == pytest.approx(slope.tolist(), abs=1e-5)
     assert np.abs(slope).max() > 0.1
@@ -245,13 +245,14 @@ def test_61_a_clip_hides_scores_of_another_scale(base: str) -> None:
     run.scorer = given(scores)
     experience, metrics = run.observe(*rolled_out(run, lengths), 1)
     last = [float(experience.return_BT[row, length - 1]) for row, length in enumerate(lengths)]
-    assert last == pytest.approx(scores, rel=1e-6)
+    assert last == pytest.approx(scores, rel=1e-5)
     assert metrics["score"] == pytest.approx(198.05)
     # Had values risen by .5 since the rollout, the clip of .2 would stop those with high returns and no others.
     risen = replace(experience, value_BT=experience.value_BT - 0.5)
     found = run.update(risen, 0)["value_clip_fraction"]
-    high = experience.return_BT[experience.mask_BT] > experience.value_BT[experience.mask_BT]
-    assert found == pytest.approx(float(high.float().mean()), abs=1e-6)
+    # The clipped value, .2 above the old one, is farther from returns beyond the middle of it and the value now.
+    high_M = (experience.return_BT > experience.value_BT - 0.15)[experience.mask_BT]
+    assert found == pytest.approx(float(high_M.float().mean()), abs=1e-6)
     assert 0 < found < 1
 
 
@@ -269,7 +270,7 @@ def test_62_a_mean_per_response_favours_the_short_and_right(base: str) -> None:
     logprob_BT = old_BT.clone().requires_grad_()
     loss = policy_loss(logprob_BT, old_BT, advantage_BT, mask_BT, clip=0.2, num_tokens=7)
     loss.backward()  # type: ignore[no-untyped-call]
-    assert float(loss) == pytest.approx(3 / 7, abs=1e-6)
+    assert loss.item() == pytest.approx(3 / 7, abs=1e-6)
     assert logprob_BT.grad is not None
     torch.testing.assert_close(logprob_BT.grad, -advantage_BT * mask_BT / 7, rtol=0, atol=1e-7)
     run = run_of(base)
@@ -359,7 +360,7 @@ def test_63_the_reward_model_reads_another_text(bytes_base: str) -> None:
 
 def test_63_a_tail_of_bytes_is_decoded_as_it_stands(bytes_base: str) -> None:
     """A response that is cut off amid a character's bytes, and a stop token that stands inside, are shown."""
-    policy = run_of(bytes_base).policy
+    policy = load_policy(bytes_base)
     snow = sampled_as(policy.tokenizer, "☃", finished=False)
     assert len(snow) == 3
     assert policy.tokenizer.response_text([*snow, *snow[:2]]) == "☃�"
