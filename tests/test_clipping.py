@@ -6,7 +6,7 @@ import pytest
 import torch
 from tests.test_losses import ADVANTAGE, LOGPROB, NEW_LOGPROB, NEW_VALUE, VALUE, all_true, t
 
-from tastemaker.clipping import explained_variance, ratio_sums, value_sums
+from tastemaker.clipping import correlation, explained_variance, ratio_sums, value_sums
 from tastemaker.losses import whiten
 
 MASK = all_true(2, 4)
@@ -66,3 +66,10 @@ def test_explained_variance_by_hand() -> None:
     # returns 0, 2, 4 vary by 8/3; what is left of them, 0, 1, 2, by 2/3
     assert explained_variance(t([0, 1, 2]), t([0, 2, 4])) == pytest.approx(0.75)
     assert explained_variance(t([1, 2]), t([3, 3])) == 0.0
+
+
+def test_correlation_by_hand() -> None:
+    # 1, 2, 6 less 3 and 4, 0, 5 less 3: (-2, -1, 3) . (1, -3, 2) = 7, and both squares sum to 14
+    assert correlation(t([1, 2, 6]), torch.tensor([4, 0, 5])) == pytest.approx(0.5, abs=1e-12)
+    assert correlation(t([1, 2, 6]), t([-1, -2, -6])) == pytest.approx(-1, abs=1e-12)
+    assert correlation(t([0.1, 0.1, 0.1]), t([1, 2, 3])) == correlation(t([1, 2]), t([7, 7])) == 0

@@ -41,3 +41,11 @@ def explained_variance(value_M: Tensor, return_M: Tensor) -> float:
     """1 - Var(return - value) / Var(return); 0 where the returns do not vary."""
     spread = float(return_M.var(unbiased=False))
     return 0.0 if spread == 0 else 1 - float((return_M - value_M).var(unbiased=False)) / spread
+
+
+def correlation(one_B: Tensor, other_B: Tensor) -> float:
+    """Pearson's correlation; 0 where one of the two does not vary."""
+    if bool((one_B == one_B[0]).all()) or bool((other_B == other_B[0]).all()):
+        return 0.0
+    one_B, other_B = one_B.double() - one_B.double().mean(), other_B.double() - other_B.double().mean()
+    return float(one_B @ other_B) / float(one_B.norm() * other_B.norm())

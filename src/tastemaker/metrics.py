@@ -49,6 +49,7 @@ METRICS: Mapping[str, Metric] = {
     "kl_coef": Metric("1", "coefficient of the KL penalty in force"),
     "entropy": Metric("nats/token", "entropy of the policy, estimated by the mean of -log p over the sampled tokens"),
     "response_tokens": Metric("tokens", "mean length of the responses, the end token included"),
+    "length_correlation": Metric("1", "correlation of the responses' scores with their lengths in tokens"),
     "truncated_rate": Metric("share", "responses cut off at the length limit"),
     "policy_loss": Metric("1", "PPO's clipped surrogate, mean over response tokens"),
     "value_loss": Metric("1", "half the clipped squared error of the value function"),

@@ -13,6 +13,7 @@ from typing import Any, Protocol
 
 import torch
 
+from tastemaker.console import say
 from tastemaker.errors import TrainingError
 from tastemaker.model import RewardModel
 from tastemaker.packing import microbatches, pack
@@ -34,10 +35,32 @@ def encode_for_reward(model: RewardModel, prompt: Prompt, response: Response) ->
     judged by a shorter conversation than another. Only what is too long for the context itself loses more. The
     beginning-of-text id stays.
     """
-    tokenizer = model.tokenizer
-    ending = tokenizer.response_ids(response.text, finished=response.finished)
-    room = max(0, min(model.prompt_limit, model.context - len(ending)))
-    return [*tokenizer.prompt_ids(prompt.messages, limit=room), *ending[-model.context :]]
+    return _within_context(model, *_halves(model, prompt, response))
+
+
+def encode_all_for_reward(
+    model: RewardModel, prompts: Sequence[Prompt], responses: Sequence[Response]
+) -> list[list[int]]:
+    """The same of many; how many of them the context cuts is said."""
+    halves = [_halves(model, prompt, response) for prompt, response in zip(prompts, responses, strict=True)]
+    cut = sum(len(opening) + len(ending) > model.context for opening, ending in halves)
+    if cut:
+        say(
+            f"  {cut} of {len(halves)} prompts with a response are longer than the reward model's context of "
+            f"{model.context}; of those it reads the end"
+        )
+    return [_within_context(model, opening, ending) for opening, ending in halves]
+
+
+def _halves(model: RewardModel, prompt: Prompt, response: Response) -> tuple[list[int], list[int]]:
+    """The prompt within the model's limit, and the response."""
+    ending = model.tokenizer.response_ids(response.text, finished=response.finished)
+    return model.tokenizer.prompt_ids(prompt.messages, limit=model.prompt_limit), ending
+
+
+def _within_context(model: RewardModel, opening: list[int], ending: list[int]) -> list[int]:
+    room = max(0, model.context - len(ending))
+    return [*model.tokenizer.end_of(opening, room), *ending[-model.context :]]
 
 
 class ModelScorer:
@@ -50,9 +73,7 @@ class ModelScorer:
     @torch.no_grad()
     def __call__(self, prompts: Sequence[Prompt], responses: Sequence[Response]) -> list[float]:
         model = self.model
-        sequences = [
-            encode_for_reward(model, prompt, response) for prompt, response in zip(prompts, responses, strict=True)
-        ]
+        sequences = encode_all_for_reward(model, prompts, responses)
         scores = [0.0] * len(sequences)
         units = _alike(prompts, sequences, self.budget)
         costs = [len(unit) * max(len(sequences[index]) for index in unit) for unit in units]

@@ -60,7 +60,14 @@ class Tokenizer:
         holds_control_text = any(text in message.content for text in self.control_texts for message in messages)
         ids = self._encode_apart(messages) if holds_control_text else self._encode(self._render(messages), control=True)
         ids = self._with_one_bos(ids)
-        return ids if limit is None or len(ids) <= limit else self._end_of(ids, limit)
+        return ids if limit is None else self.end_of(ids, limit)
+
+    def end_of(self, ids: list[int], count: int) -> list[int]:
+        """At most `count` ids of a prompt: its end, behind the beginning-of-text id, which many models lean on."""
+        if len(ids) <= count:
+            return ids
+        opening = ids[:1] if ids[0] == self.library.bos_token_id and count > 1 else []
+        return [*opening, *ids[len(ids) - count + len(opening) :]]
 
     def response_ids(self, text: str, *, finished: bool) -> list[int]:
         """Encode a response as plain text; the end token closes it if it was finished."""
@@ -112,11 +119,6 @@ class Tokenizer:
             if text:
                 ids += self._encode(text, control=not is_content)
         return ids
-
-    def _end_of(self, ids: list[int], count: int) -> list[int]:
-        """The end of a longer prompt, behind the beginning-of-text id, which many models lean on."""
-        opening = ids[:1] if ids[0] == self.library.bos_token_id and count > 1 else []
-        return [*opening, *ids[len(ids) - count + len(opening) :]]
 
     def _with_one_bos(self, ids: list[int]) -> list[int]:
         bos = self.library.bos_token_id

@@ -37,6 +37,7 @@ class Course:
 TITLES = {
     "kl": "KL from the reference",
     "response_tokens": "Response length",
+    "length_correlation": "Score against length",
     "accuracy": "Accuracy on training pairs",
     "validation_accuracy": "Accuracy on held-out prompts",
     "truncated_rate": "Responses cut off",

@@ -26,7 +26,7 @@ import torch
 from torch import Tensor, nn
 
 from tastemaker.checkpoint import load_policy, load_reward_model, new_reward_model, save_policy
-from tastemaker.clipping import explained_variance, ratio_sums, value_sums
+from tastemaker.clipping import correlation, explained_variance, ratio_sums, value_sums
 from tastemaker.console import say
 from tastemaker.corpus import encode_texts, next_token_places, permutation, shuffled_forever, text_loss
 from tastemaker.errors import DataError, ModelError, TrainingError
@@ -229,6 +229,7 @@ class PpoRun:
             "kl": float(kl_B.mean()),
             "entropy": float(-old_logprob_BT[mask_BT].mean()),
             "response_tokens": float(mask_BT.sum(1).float().mean()),
+            "length_correlation": correlation(score_B, torch.tensor(response_lengths)),
             "truncated_rate": float(truncated_B.float().mean()),
             "explained_variance": explained_variance(value_BT[mask_BT], return_BT[mask_BT]),
             "sampler_mismatch": float((old_logprob_BT - sampled_BT)[mask_BT].abs().mean()),

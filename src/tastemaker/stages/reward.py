@@ -35,7 +35,7 @@ from tastemaker.losses import ranking_loss
 from tastemaker.model import RewardModel
 from tastemaker.packing import microbatches, pack
 from tastemaker.records import Demonstration, Messages, Prompt, Ranking, Response
-from tastemaker.scoring import ModelScorer, encode_for_reward
+from tastemaker.scoring import ModelScorer, encode_all_for_reward
 from tastemaker.settings import RewardConfig as RewardConfig
 from tastemaker.statistics import accuracy, calibration_curve
 from tastemaker.training import Loss, Trainer
@@ -113,12 +113,13 @@ def as_elements(rankings: Sequence[Ranking], model: RewardModel) -> list[Element
     groups: dict[tuple[Messages, tuple[Response, ...]], list[Ranking]] = {}
     for ranking in rankings:
         groups.setdefault((ranking.prompt.messages, ranking.responses), []).append(ranking)
-    elements = []
-    for (_, responses), group in groups.items():
-        if any(len(ranking.order) > 1 for ranking in group):
-            sequences = tuple(tuple(encode_for_reward(model, group[0].prompt, response)) for response in responses)
-            elements.append(Element(sequences, tuple(ranking.ranks for ranking in group)))
-    return elements
+    kept = [group for group in groups.values() if any(len(ranking.order) > 1 for ranking in group)]
+    shown = [(group[0].prompt, response) for group in kept for response in group[0].responses]
+    encoded = iter(encode_all_for_reward(model, [prompt for prompt, _ in shown], [response for _, response in shown]))
+    return [
+        Element(tuple(tuple(next(encoded)) for _ in group[0].responses), tuple(ranking.ranks for ranking in group))
+        for group in kept
+    ]
 
 
 def as_pairs(elements: Sequence[Element], *, seed: int) -> list[Element]:
