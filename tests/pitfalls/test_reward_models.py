@@ -378,6 +378,6 @@ def test_63_what_the_context_cuts_off_is_said(base: str, capsys: pytest.CaptureF
     assert said in capsys.readouterr().err
     (element,) = as_elements([ranking("w3 w4", texts, ((0,), (1,)))], model)
     assert said in capsys.readouterr().err
-    assert element.sequences == ((4, 7, 8, 5, 9, 10, 11, 12, 2), (1, 4, 7, 8, 5, 9, 10, 11, 2))
+    assert element.sequences == ((1, 7, 8, 5, 9, 10, 11, 12, 2), (1, 4, 7, 8, 5, 9, 10, 11, 2))
     ModelScorer(model, budget=99)([PROMPT], [Response(text=texts[1])])
     assert capsys.readouterr().err == ""
