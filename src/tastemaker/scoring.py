@@ -13,6 +13,7 @@ from typing import Any, Protocol
 
 import torch
 
+from tastemaker.checkpoint import Reader
 from tastemaker.errors import TrainingError
 from tastemaker.model import RewardModel
 from tastemaker.packing import microbatches, pack
@@ -27,15 +28,24 @@ class Scorer(Protocol):
     def __call__(self, prompts: Sequence[Prompt], responses: Sequence[Response]) -> list[float]: ...
 
 
-def encode_for_reward(model: RewardModel, prompt: Prompt, response: Response) -> list[int]:
-    """The ids whose last is where the score is read.
+def encode_for_reward(model: RewardModel | Reader, prompt: Prompt, response: Response) -> list[int]:
+    """The ids whose last is where the score is read. It takes no weights: a reward model's `Reader` does."""
+    opening, ending = halves_for_reward(model, prompt, response)
+    return [*opening, *ending]
+
+
+def halves_for_reward(
+    model: RewardModel | Reader, prompt: Prompt, response: Response
+) -> tuple[list[int], list[int]]:
+    """What is read of the prompt, and what of the response.
 
     A prompt beyond the model's `prompt_limit` loses its beginning, the same for all its responses, so that none is
     judged by a shorter conversation than another. Only what is too long for the context itself loses more.
     """
     ending = model.tokenizer.response_ids(response.text, finished=response.finished)
     opening = model.tokenizer.prompt_ids(prompt.messages)[-model.prompt_limit :]
-    return [*opening, *ending][-model.context :]
+    excess = max(0, len(opening) + len(ending) - model.context)
+    return opening[excess:], ending[max(0, excess - len(opening)) :]
 
 
 class ModelScorer:

@@ -26,7 +26,7 @@ import torch
 from torch import Tensor
 
 from tastemaker.artefacts import CHECKPOINT
-from tastemaker.checkpoint import new_reward_model, save_reward_model
+from tastemaker.checkpoint import Reader, new_reward_model, save_reward_model
 from tastemaker.corpus import permutation
 from tastemaker.errors import DataError
 from tastemaker.files import atomic_write, write_json
@@ -105,20 +105,28 @@ def train_reward_model(
     return folder / "model"
 
 
-def as_elements(rankings: Sequence[Ranking], model: RewardModel) -> list[Element]:
-    """Group rankings of the same responses to the same prompt, and encode each response once.
+def as_elements(rankings: Sequence[Ranking], model: RewardModel | Reader) -> list[Element]:
+    """Rankings of the same responses to the same prompt together, each response encoded once."""
+    return [as_element(group, model) for group in grouped(rankings)]
 
-    A wholly tied ranking stays beside others, since `normalize = "all"` counts its pairs; alone it teaches nothing.
+
+def grouped(rankings: Sequence[Ranking]) -> list[list[Ranking]]:
+    """Rankings of the same responses to the same prompt, together.
+
+    A wholly tied ranking stays beside others, since `normalize = "all"` counts its pairs; alone it teaches nothing and
+    is left out.
     """
     groups: dict[tuple[Messages, tuple[Response, ...]], list[Ranking]] = {}
     for ranking in rankings:
         groups.setdefault((ranking.prompt.messages, ranking.responses), []).append(ranking)
-    elements = []
-    for (_, responses), group in groups.items():
-        if any(len(ranking.order) > 1 for ranking in group):
-            sequences = tuple(tuple(encode_for_reward(model, group[0].prompt, response)) for response in responses)
-            elements.append(Element(sequences, tuple(ranking.ranks for ranking in group)))
-    return elements
+    return [group for group in groups.values() if any(len(ranking.order) > 1 for ranking in group)]
+
+
+def as_element(group: Sequence[Ranking], model: RewardModel | Reader) -> Element:
+    """Several raters' rankings of the same responses."""
+    prompt, responses = group[0].prompt, group[0].responses
+    sequences = tuple(tuple(encode_for_reward(model, prompt, response)) for response in responses)
+    return Element(sequences, tuple(ranking.ranks for ranking in group))
 
 
 def as_pairs(elements: Sequence[Element], *, seed: int) -> list[Element]:
