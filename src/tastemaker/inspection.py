@@ -289,7 +289,7 @@ def look(subject: Subject, *, first: int, sample: bool = False) -> list[Seen]:
     if subject.texts and isinstance(config, SftConfig | PpoConfig):
         seen += of_texts(subject.texts[:first], reader, max_tokens=config.max_text_tokens)[:first]
     if not seen:
-        raise DataError("there is nothing to learn from: no record, or no ranking of this part that prefers a response.")
+        raise DataError("there is nothing to learn from: no record, or no ranking that prefers a response.")
     return seen
 
 

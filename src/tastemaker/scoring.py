@@ -34,9 +34,7 @@ def encode_for_reward(model: RewardModel | Reader, prompt: Prompt, response: Res
     return [*opening, *ending]
 
 
-def halves_for_reward(
-    model: RewardModel | Reader, prompt: Prompt, response: Response
-) -> tuple[list[int], list[int]]:
+def halves_for_reward(model: RewardModel | Reader, prompt: Prompt, response: Response) -> tuple[list[int], list[int]]:
     """What is read of the prompt, and what of the response.
 
     A prompt beyond the model's `prompt_limit` loses its beginning, the same for all its responses, so that none is

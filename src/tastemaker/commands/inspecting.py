@@ -72,7 +72,8 @@ class _InspectOptions:
 
     def __post_init__(self) -> None:
         check_seed_and_threads(self)
-        check_range(self, "first", least=1)
+        check_range(self, "first", "max_prompt_tokens", "max_new_tokens", least=1)
+        check_range(self, "max_text_tokens", least=2)  # a piece's first token is not predicted
 
 
 def inspect(arguments: Sequence[str]) -> None:

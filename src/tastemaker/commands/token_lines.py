@@ -1,4 +1,4 @@
-"""Sequences of tokens on a terminal or as plain text: every token bounded, every sign visible, what it is for beside it.
+"""Sequences of tokens as lines of text: every token bounded, every sign visible, what it is for beside it.
 
 What a token is for stands in words at the left of its line, so nothing is lost without colours.
 """
@@ -60,7 +60,7 @@ def legend(seen: Sequence[Seen]) -> Iterator[Text]:
     for word, meaning in MEANINGS.items():
         if word in used:
             yield Text.assemble((f"{word:<{LABEL_WIDTH}}", _style(word)), meaning)
-    yield Text(f"{BORDER} between tokens; {', '.join(f'{shown} is {name}' for shown, name in _signs().items())}")
+    yield Text(f"{BORDER} between tokens; {', '.join(f'{shown} {name}' for shown, name in _signs().items())}")
 
 
 def _signs() -> Mapping[str, str]:
@@ -69,7 +69,7 @@ def _signs() -> Mapping[str, str]:
         VISIBLE["\n"]: "a new line",
         VISIBLE["\t"]: "a tabulator",
         "⟪ ⟫": "a control token",
-        NO_TEXT: "a token without a text of its own",
+        NO_TEXT: "a part of a character",
     }
 
 
