@@ -22,7 +22,7 @@ from typing import Any, Literal, Union, get_args, get_origin
 import tyro
 
 from tastemaker.cli import COMMANDS, EPILOGUE
-from tastemaker.commands import intake, people, sampling, training, whole
+from tastemaker.commands import inspecting, intake, people, sampling, training, whole
 from tastemaker.metrics import METRICS
 from tastemaker.recipe import Recipe
 
@@ -30,6 +30,7 @@ DOCS = Path(__file__).parent.parent / "docs"
 OPTIONS = {
     "prompts": intake._PromptsOptions,
     "sample": sampling._SampleOptions,
+    "inspect": inspecting._InspectOptions,
     "label": people._LabelOptions,
     "sft": training._SftOptions,
     "reward": training._RewardOptions,

@@ -23,7 +23,7 @@ LAYERS = (
     "generation training corpus scoring responses",
     "stages",
     "recipe preflight forecast inputs round round_comparisons round_evaluation evaluation_sampling pipeline report "
-    "labelling evaluation_alone",
+    "labelling evaluation_alone inspection",
     "commands cli",
 )
 LAYER = {name: number for number, layer in enumerate(LAYERS) for name in layer.split()}

@@ -55,6 +55,21 @@ def test_every_stage_leaves_a_folder_with_its_manifest(smoke: Path) -> None:
         assert {name for row in rows for name in row} <= {"step", *METRICS}
 
 
+def test_what_each_stage_saw_can_be_looked_at(smoke: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """The folder of a stage is enough: the run knows its models and its records."""
+    for stage, says in (
+        ("3-sft/ppo-init", "piece of text 2"),
+        ("5-reward/main", "read, stop, score"),
+        ("6-policy/dpo", "  rejected: "),
+        ("6-policy/ppo-ptx", "  as the reward model reads it: "),
+    ):
+        more = ["--sample"] if "ptx" in stage else ["--text"]
+        assert main(["inspect", str(smoke / "round-1" / stage), "--first", "2", *more]) == 0
+        assert says in capsys.readouterr().out
+    assert main(["inspect", str(smoke / "round-1/3-sft/baseline-selected")]) == 2
+    assert "which trains nothing" in capsys.readouterr().err
+
+
 def test_results_have_the_shape_that_others_rely_on(smoke: Path) -> None:
     results = json.loads((smoke / "results.json").read_text())
     assert (smoke / "report.html").stat().st_size > 10_000

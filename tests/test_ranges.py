@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from tastemaker.cli import main
-from tastemaker.commands import intake, people, sampling, training, whole
+from tastemaker.commands import inspecting, intake, people, sampling, training, whole
 from tastemaker.config import from_mapping
 from tastemaker.errors import ConfigError
 from tastemaker.ranges import MAX_SEED, check_range, parse_size
@@ -156,6 +156,7 @@ COMMANDS: Mapping[str, tuple[type, str]] = {
     "evaluate": (whole._EvaluateOptions, "--policies a m b m --data d --judge m:f --out o"),
     "prompts": (intake._PromptsOptions, "--data d --out o"),
     "sample": (sampling._SampleOptions, "--policies a m --prompt p"),
+    "inspect": (inspecting._InspectOptions, "sft --model m --data d"),
     "label": (people._LabelOptions, "status"),
 }
 OPTIONS_THAT_TAKE_ZERO = {"seed", "port", "validation_share", "test_share"}

@@ -27,7 +27,7 @@ from tastemaker.errors import ModelError
 from tastemaker.files import atomic_write, sync_folder
 from tastemaker.lora import merged_state
 from tastemaker.memory import Shape, shape_of
-from tastemaker.model import LanguageModel, RewardModel, context_length
+from tastemaker.model import LanguageModel, RewardModel, context_length, prompt_limit
 from tastemaker.model_places import check_folder, check_gguf, resolve_source
 from tastemaker.tokenizer import Tokenizer, load_tokenizer, wrap_tokenizer
 
@@ -46,22 +46,25 @@ class Reader:
 
     tokenizer: Tokenizer
     context: int
+    prompt_limit: int
+    """The longest prompt that it was trained to read, if it is a reward model; else its context."""
 
 
 def load_reader(source: str) -> Reader:
-    """Load the tokenizer and the context of a model that `load_policy` loads."""
+    """Load the tokenizer and the limits of a model that `load_policy` or `load_reward_model` loads."""
     from transformers import AutoTokenizer
 
     place = resolve_source(source)
     if not place.endswith(".gguf"):
         check_folder(place)
-        return Reader(load_tokenizer(place), context_length(_load_config(place, 0.0)))
+        config = _load_config(place, 0.0)
+        return Reader(load_tokenizer(place), context_length(config), prompt_limit(config))
     path = Path(place)
     check_gguf(path)
     config = _load_gguf_config(path)
     with _quiet_library(), _as_model_error(place, GGUF_MODEL):
         tokenizer = AutoTokenizer.from_pretrained(str(path.parent), gguf_file=path.name)
-    return Reader(wrap_tokenizer(tokenizer, source=place), context_length(config))
+    return Reader(wrap_tokenizer(tokenizer, source=place), context_length(config), prompt_limit(config))
 
 
 def load_shape(source: str, *, scores: bool = False) -> Shape:

@@ -13,11 +13,14 @@ from contextlib import AbstractContextManager, nullcontext
 import torch
 from torch import Tensor
 
+from tastemaker.checkpoint import Reader
 from tastemaker.errors import DataError
 from tastemaker.model import LanguageModel
 from tastemaker.packing import Packed, microbatches, pack
 from tastemaker.records import Text
 from tastemaker.tokenizer import Tokenizer
+
+FIRST_PREDICTED = 1  # all tokens of a piece but its first are predicted
 
 
 def encode_texts(texts: Sequence[Text], tokenizer: Tokenizer, *, max_tokens: int) -> list[list[int]]:
@@ -30,6 +33,11 @@ def encode_texts(texts: Sequence[Text], tokenizer: Tokenizer, *, max_tokens: int
     if not kept:
         raise DataError("the pretraining text has no document of at least two tokens; give more text.")
     return kept
+
+
+def encode_pieces(texts: Sequence[Text], model: LanguageModel | Reader, *, max_tokens: int) -> list[list[int]]:
+    """The same in pieces that fit a model, by its tokenizer."""
+    return encode_texts(texts, model.tokenizer, max_tokens=min(max_tokens, model.context))
 
 
 def shuffled_forever(count: int, *, seed: int) -> Callable[[int, int], list[int]]:
@@ -57,7 +65,7 @@ def permutation(count: int, *, seed: int, epoch: int) -> list[int]:
 
 def next_token_places(packed: Packed) -> tuple[Tensor, Tensor]:
     """`(source_M, target_M)`: every packed place that predicts a token of its own sequence, and that token's id."""
-    return packed.predicted([1] * len(packed.lengths))
+    return packed.predicted([FIRST_PREDICTED] * len(packed.lengths))
 
 
 def text_batches(sequences: Sequence[Sequence[int]], *, budget: int, device: torch.device) -> Iterator[Packed]:

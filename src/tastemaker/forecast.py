@@ -20,7 +20,7 @@ from tastemaker import parallel
 from tastemaker.attention import LONGEST_BY_PRODUCTS
 from tastemaker.checkpoint import Reader, load_reader, load_shape
 from tastemaker.console import say
-from tastemaker.corpus import encode_texts
+from tastemaker.corpus import encode_pieces
 from tastemaker.errors import ConfigError, DataError, ModelError
 from tastemaker.memory import BF16, FP32, PROCESS, Estimate, Item, Pass, Shape, in_words, largest, pass_phase, rollouts
 from tastemaker.packing import microbatches
@@ -270,7 +270,7 @@ def _item(
 
 
 def _pieces(text: Sequence[Text], reader: Reader, most: int) -> list[Item]:
-    pieces = encode_texts(text, reader.tokenizer, max_tokens=min(most, reader.context))
+    pieces = encode_pieces(text, reader, max_tokens=most)
     return [Item(lengths=(len(ids),), tokens=len(ids), predicted=len(ids) - 1) for ids in pieces]
 
 

@@ -219,11 +219,16 @@ class Inputs:
         A variant is "sft/NAME", "policy/NAME", "policy/NAME:ema", or "policy/NAME:40", the one kept after iteration 40
         (`keep_every`). Where the recipe selects an SFT variant's epoch, that epoch is meant if `selected`.
         """
+        source = self.place_of(name, selected=selected)
         if name.partition("/")[0] in FOLDERS:
-            folder = self._variant_folder(name, selected=selected)
-            return self._declare(str(folder.relative_to(self._folder)), folder, lambda: str(folder))
-        source = self._recipe.base.model if name == "base" else name
+            return self._declare(str(Path(source).relative_to(self._folder)), Path(source), lambda: source)
         return self._declare(name, model_source(source), lambda: source)
+
+    def place_of(self, name: str, *, selected: bool = True) -> str:
+        """Where a model lies that is called so; this declares nothing."""
+        if name.partition("/")[0] in FOLDERS:
+            return str(self._variant_folder(name, selected=selected))
+        return self._recipe.base.model if name == "base" else name
 
     def start(self, init: str) -> Input[str]:
         """What a reward model or a policy starts from: the base, or an SFT variant's last epoch."""

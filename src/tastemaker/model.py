@@ -176,8 +176,7 @@ class RewardModel(nn.Module):
     @property
     def prompt_limit(self) -> int:
         """The longest prompt that it was trained to read, in tokens; of a longer one it reads the end."""
-        limit = getattr(self.library.config, "reward_max_prompt_tokens", None)
-        return self.context if limit is None else int(limit)
+        return prompt_limit(self.library.config)
 
     def at(self, packed: Packed, source_M: Tensor) -> Tensor:
         """The head's output minus the offset at the packed places `source_M`, in fp32."""
@@ -321,6 +320,12 @@ def context_length(config: Any) -> int:
         if isinstance(value, int) and value > 0:
             return value
     return 2**20
+
+
+def prompt_limit(config: Any) -> int:
+    """The longest prompt that a reward model reads, in tokens; its whole context where the config names no limit."""
+    limit = getattr(config, "reward_max_prompt_tokens", None)
+    return context_length(config) if limit is None else int(limit)
 
 
 def check_fits(lengths: Sequence[int], context: int, *, what: str) -> None:

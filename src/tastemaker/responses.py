@@ -107,7 +107,7 @@ def sample_rollouts(
     return [[replace(one, prompt_ids=(bos, *one.prompt_ids)) for one in group] for group in groups]
 
 
-def as_response(policy: LanguageModel, rollout: Rollout) -> Response:
+def as_response(policy: LanguageModel | Reader, rollout: Rollout) -> Response:
     """A rollout's text, without the stop token or the stop text that ended it."""
     text = policy.tokenizer.response_text(rollout.response_ids)
     if rollout.stop_text is not None:
@@ -148,14 +148,18 @@ def fitting_prompts(
     prompts: Sequence[Prompt], policy: LanguageModel, max_new_tokens: int
 ) -> tuple[list[Prompt], list[list[int]]]:
     """The prompts that leave room for a whole response in the context, and their ids. The rest is dropped loudly."""
-    reader = Reader(policy.tokenizer, policy.context)
     ids = [policy.tokenizer.prompt_ids(prompt.messages) for prompt in prompts]
-    fits = _fitting(ids, reader, new_tokens=max_new_tokens, prefix_tokens=0, what="prompts")
+    fits = _fitting(ids, policy, new_tokens=max_new_tokens, prefix_tokens=0, what="prompts")
     return [prompts[index] for index in fits], [ids[index] for index in fits]
 
 
 def leaving_room(
-    prompts: Sequence[Prompt], reader: Reader, *, new_tokens: int, prefix_tokens: int = 0, what: str = "prompts"
+    prompts: Sequence[Prompt],
+    reader: LanguageModel | Reader,
+    *,
+    new_tokens: int,
+    prefix_tokens: int = 0,
+    what: str = "prompts",
 ) -> list[Prompt]:
     """The prompts that leave room for so many tokens of response, and of a prefix, in a context; as loudly."""
     if not prompts:
@@ -165,11 +169,16 @@ def leaving_room(
     return [prompts[index] for index in fits]
 
 
+def leaves_room(length: int, reader: LanguageModel | Reader, new_tokens: int) -> bool:
+    """Whether a whole response fits behind so many tokens."""
+    return length + new_tokens <= reader.context
+
+
 def check_room(prompts: Sequence[Prompt], reader: Reader, new_tokens: int, policy: str) -> None:
     """Refuse prompts that leave no room for a whole response in a policy's context."""
     for prompt in prompts:
         length = len(reader.tokenizer.prompt_ids(prompt.messages))
-        if length + new_tokens > reader.context:
+        if not leaves_room(length, reader, new_tokens):
             raise DataError(
                 f"prompt {prompt.key!r} has {length} tokens; with {new_tokens} new tokens that does not fit into the "
                 f"context of {reader.context} of the policy {policy!r}. Leave it out, or lower --max-new-tokens."
@@ -177,10 +186,10 @@ def check_room(prompts: Sequence[Prompt], reader: Reader, new_tokens: int, polic
 
 
 def _fitting(
-    ids: Sequence[Sequence[int]], reader: Reader, *, new_tokens: int, prefix_tokens: int, what: str
+    ids: Sequence[Sequence[int]], reader: LanguageModel | Reader, *, new_tokens: int, prefix_tokens: int, what: str
 ) -> list[int]:
     """The indices of those that fit."""
-    fits = [index for index, row in enumerate(ids) if prefix_tokens + len(row) + new_tokens <= reader.context]
+    fits = [index for index, row in enumerate(ids) if leaves_room(prefix_tokens + len(row), reader, new_tokens)]
     before = f" behind a prefix of {prefix_tokens}" if prefix_tokens else ""
     if not fits:
         raise DataError(

@@ -9,10 +9,12 @@ from __future__ import annotations
 
 import traceback
 from collections.abc import Callable, Mapping, Sequence
+from itertools import chain
 from typing import Any, Protocol
 
 import torch
 
+from tastemaker.checkpoint import Reader
 from tastemaker.console import say
 from tastemaker.errors import TrainingError
 from tastemaker.model import RewardModel
@@ -28,18 +30,14 @@ class Scorer(Protocol):
     def __call__(self, prompts: Sequence[Prompt], responses: Sequence[Response]) -> list[float]: ...
 
 
-def encode_for_reward(model: RewardModel, prompt: Prompt, response: Response) -> list[int]:
-    """The ids whose last is where the score is read.
-
-    A prompt beyond the model's `prompt_limit` loses its beginning, the same for all its responses, so that none is
-    judged by a shorter conversation than another. Only what is too long for the context itself loses more. The
-    beginning-of-text id stays.
-    """
-    return _within_context(model, *_halves(model, prompt, response))
+def encode_for_reward(model: RewardModel | Reader, prompt: Prompt, response: Response) -> list[int]:
+    """The ids whose last is where the score is read. It takes no weights: a reward model's `Reader` does."""
+    opening, ending = halves_for_reward(model, prompt, response)
+    return [*opening, *ending]
 
 
 def encode_all_for_reward(
-    model: RewardModel, prompts: Sequence[Prompt], responses: Sequence[Response]
+    model: RewardModel | Reader, prompts: Sequence[Prompt], responses: Sequence[Response]
 ) -> list[list[int]]:
     """The same of many; how many of them the context cuts is said."""
     halves = [_halves(model, prompt, response) for prompt, response in zip(prompts, responses, strict=True)]
@@ -49,18 +47,28 @@ def encode_all_for_reward(
             f"  {cut} of {len(halves)} prompts with a response are longer than the reward model's context of "
             f"{model.context}; of those it reads the end"
         )
-    return [_within_context(model, opening, ending) for opening, ending in halves]
+    return [list(chain(*_within_context(model, opening, ending))) for opening, ending in halves]
 
 
-def _halves(model: RewardModel, prompt: Prompt, response: Response) -> tuple[list[int], list[int]]:
+def halves_for_reward(model: RewardModel | Reader, prompt: Prompt, response: Response) -> tuple[list[int], list[int]]:
+    """What is read of the prompt, and what of the response.
+
+    A prompt beyond the model's `prompt_limit` loses its beginning, the same for all its responses, so that none is
+    judged by a shorter conversation than another. Only what is too long for the context itself loses more. The
+    beginning-of-text id stays.
+    """
+    return _within_context(model, *_halves(model, prompt, response))
+
+
+def _halves(model: RewardModel | Reader, prompt: Prompt, response: Response) -> tuple[list[int], list[int]]:
     """The prompt within the model's limit, and the response."""
     ending = model.tokenizer.response_ids(response.text, finished=response.finished)
     return model.tokenizer.prompt_ids(prompt.messages, limit=model.prompt_limit), ending
 
 
-def _within_context(model: RewardModel, opening: list[int], ending: list[int]) -> list[int]:
+def _within_context(model: RewardModel | Reader, opening: list[int], ending: list[int]) -> tuple[list[int], list[int]]:
     room = max(0, model.context - len(ending))
-    return [*model.tokenizer.end_of(opening, room), *ending[-model.context :]]
+    return model.tokenizer.end_of(opening, room), ending[-model.context :]
 
 
 class ModelScorer:

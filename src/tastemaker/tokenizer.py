@@ -52,6 +52,11 @@ class Tokenizer:
     control_texts: tuple[str, ...]
     """The texts of all control tokens."""
 
+    @property
+    def control_ids(self) -> frozenset[int]:
+        """The ids of all control tokens."""
+        return frozenset(int(one) for one, token in self.library.added_tokens_decoder.items() if token.special)
+
     def prompt_ids(self, messages: Messages, *, limit: int | None = None) -> list[int]:
         """Render a conversation up to the place where the assistant speaks, with at most one beginning-of-text id.
 

@@ -21,7 +21,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from tastemaker.checkpoint import load_policy, save_policy
+from tastemaker.checkpoint import Reader, load_policy, save_policy
 from tastemaker.corpus import permutation
 from tastemaker.errors import DataError
 from tastemaker.files import write_json
@@ -48,6 +48,11 @@ class Pair:
     prompt_ids: tuple[int, ...]
     chosen_ids: tuple[int, ...]
     rejected_ids: tuple[int, ...]
+
+    @property
+    def sequences(self) -> tuple[tuple[int, ...], tuple[int, ...]]:
+        """What goes through the model: the prompt with the chosen response, and with the rejected one."""
+        return (*self.prompt_ids, *self.chosen_ids), (*self.prompt_ids, *self.rejected_ids)
 
     @property
     def cost(self) -> int:
@@ -113,7 +118,9 @@ def train_dpo(
     return folder / "model"
 
 
-def as_pairs(rankings: Sequence[Ranking], policy: LanguageModel, max_prompt_tokens: int | None = None) -> list[Pair]:
+def as_pairs(
+    rankings: Sequence[Ranking], policy: LanguageModel | Reader, max_prompt_tokens: int | None = None
+) -> list[Pair]:
     """Every untied pair of every ranking, best first; of a longer prompt `max_prompt_tokens` from its end.
 
     Two responses of one text are no pair: whichever was preferred, there is nothing to learn or to measure.
@@ -145,7 +152,7 @@ def pair_logprobs(policy: LanguageModel, pairs: Sequence[Pair], config: DpoConfi
 
 def _logprobs(policy: LanguageModel, batch: Sequence[Pair]) -> Tensor:
     """`[B, 2]`: chosen and rejected go through the model together, what they begin with once."""
-    sequences = [(*pair.prompt_ids, *ids) for pair in batch for ids in (pair.chosen_ids, pair.rejected_ids)]
+    sequences = [ids for pair in batch for ids in pair.sequences]
     prompts = [len(pair.prompt_ids) for pair in batch for _ in range(2)]
     packed = pack(sequences, groups=[2] * len(batch)).to(policy.device)
     logprob_M = policy.predict(packed, *packed.predicted(prompts)).logprob_M

@@ -28,9 +28,9 @@ from torch import Tensor, nn
 from tastemaker.checkpoint import load_policy, load_reward_model, new_reward_model, save_policy
 from tastemaker.clipping import correlation, explained_variance, ratio_sums, value_sums
 from tastemaker.console import say
-from tastemaker.corpus import encode_texts, next_token_places, permutation, shuffled_forever, text_loss
+from tastemaker.corpus import encode_pieces, next_token_places, permutation, shuffled_forever, text_loss
 from tastemaker.errors import DataError, ModelError, TrainingError
-from tastemaker.generation import FinishReason, Rollout
+from tastemaker.generation import FinishReason, Generator, Rollout
 from tastemaker.lora import adapters_off, add_adapters
 from tastemaker.losses import adaptive_kl_coef, gae, policy_loss, ptx_loss, shaped_rewards, value_loss, whiten
 from tastemaker.model import LanguageModel, RewardModel, context_length, freeze
@@ -60,6 +60,58 @@ class Experience:
 
     def cost(self, index: int) -> int:
         return len(self.sequences[index])
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Layout:
+    """Rollouts as sequences of ids, with which of their response tokens train; no weights are needed to tell."""
+
+    sequences: list[tuple[int, ...]]
+    prompt_lengths: list[int]
+    response_lengths: list[int]
+    sampled_BT: Tensor
+    """The log-probs that the sampler gives."""
+    mask_BT: Tensor
+    """True where there is a response token."""
+    trains_BT: Tensor
+    """True where it may train the policy."""
+    truncated_B: Tensor
+    """True where the length limit cut the response off."""
+
+
+def lay_out(rollouts: Sequence[Rollout], config: PpoConfig, device: torch.device) -> Layout:
+    """How rollouts are trained on: exactly the ids that were sampled, behind those that they were sampled for."""
+    response_lengths = [len(rollout.response_ids) for rollout in rollouts]
+    sampled_M = torch.tensor([logprob for rollout in rollouts for logprob in rollout.logprobs])
+    sampled_BT, mask_BT = pad_rows(sampled_M.to(device), response_lengths)
+    truncated_B = torch.tensor([rollout.finish is FinishReason.LENGTH for rollout in rollouts])
+    trains_BT = mask_BT
+    if config.truncated == "mask":
+        trains_BT = mask_BT & ~truncated_B.to(device)[:, None]
+    return Layout(
+        sequences=[(*rollout.prompt_ids, *rollout.response_ids) for rollout in rollouts],
+        prompt_lengths=[len(rollout.prompt_ids) for rollout in rollouts],
+        response_lengths=response_lengths,
+        sampled_BT=sampled_BT,
+        mask_BT=mask_BT,
+        trains_BT=trains_BT,
+        truncated_B=truncated_B,
+    )
+
+
+def sample_iteration(
+    generator: Generator,
+    policy: LanguageModel,
+    prompt_ids: Sequence[Sequence[int]],
+    config: PpoConfig,
+    *,
+    seed: int,
+    iteration: int,
+) -> list[Rollout]:
+    """One response to each of an iteration's prompts."""
+    seeds = [seed_for(seed, "ppo", iteration, place) for place in range(len(prompt_ids))]
+    groups = generator.generate(prompt_ids, 1, sampling_for(policy, config.decoding), seeds)
+    return [group[0] for group in groups]
 
 
 def train_ppo(
@@ -173,26 +225,17 @@ class PpoRun:
     def roll_out(self, chosen: Sequence[int], iteration: int) -> list[Rollout]:
         """One response to each chosen prompt, drawn from the policy as it is now."""
         self.generator.load_weights(self.policy.library, iteration)
-        groups = self.generator.generate(
-            [self.prompt_ids[index] for index in chosen],
-            1,
-            sampling_for(self.policy, self.config.decoding),
-            [seed_for(self.seed, "ppo", iteration, place) for place in range(len(chosen))],
-        )
-        return [group[0] for group in groups]
+        ids = [self.prompt_ids[index] for index in chosen]
+        return sample_iteration(self.generator, self.policy, ids, self.config, seed=self.seed, iteration=iteration)
 
     @torch.no_grad()
     def observe(
         self, chosen: Sequence[int], rollouts: Sequence[Rollout], iteration: int
     ) -> tuple[Experience, dict[str, float]]:
         """Score the rollouts, take log-probs and values, and turn them into advantages and returns."""
-        config = self.config
-        sequences = [(*rollout.prompt_ids, *rollout.response_ids) for rollout in rollouts]
-        prompt_lengths = [len(rollout.prompt_ids) for rollout in rollouts]
-        response_lengths = [len(rollout.response_ids) for rollout in rollouts]
-        read = partial(self._read_rows, sequences, prompt_lengths, response_lengths)
-        sampled_M = torch.tensor([logprob for rollout in rollouts for logprob in rollout.logprobs])
-        sampled_BT, mask_BT = pad_rows(sampled_M.to(self.policy.device), response_lengths)
+        config, layout = self.config, lay_out(rollouts, self.config, self.policy.device)
+        mask_BT, sampled_BT = layout.mask_BT, layout.sampled_BT
+        read = partial(self._read_rows, layout.sequences, layout.prompt_lengths, layout.response_lengths)
         old_logprob_BT = read(partial(self._logprobs, self.policy)) if config.old_logprobs == "trainer" else sampled_BT
         with adapters_off(self.policy.library) if config.lora is not None else nullcontext():
             ref_logprob_BT = read(partial(self._logprobs, self.reference))
@@ -200,26 +243,23 @@ class PpoRun:
 
         responses = [as_response(self.policy, rollout) for rollout in rollouts]
         score_B = torch.tensor(self.scorer([self.prompts[index] for index in chosen], responses))
-        truncated_B = torch.tensor([rollout.finish is FinishReason.LENGTH for rollout in rollouts])
+        truncated_B = layout.truncated_B
         judged_B = score_B - config.truncation_penalty * truncated_B if config.truncated == "penalty" else score_B
         reward_BT = shaped_rewards(
             judged_B.to(mask_BT.device), old_logprob_BT, ref_logprob_BT, mask_BT, kl_coef=self.kl_coef
         )
         advantage_BT = gae(reward_BT, value_BT, mask_BT, gamma=config.gamma, lam=config.lam)
         return_BT = advantage_BT + value_BT * mask_BT
-        trains_BT = mask_BT
-        if config.truncated == "mask":
-            trains_BT = mask_BT & ~truncated_B.to(mask_BT.device)[:, None]
         if iteration == 0:
             self._check_reference(old_logprob_BT, ref_logprob_BT, mask_BT)
         experience = Experience(
-            sequences=sequences,
-            prompt_lengths=prompt_lengths,
-            response_lengths=response_lengths,
-            mask_BT=trains_BT,
+            sequences=layout.sequences,
+            prompt_lengths=layout.prompt_lengths,
+            response_lengths=layout.response_lengths,
+            mask_BT=layout.trains_BT,
             old_logprob_BT=old_logprob_BT,
             value_BT=value_BT,
-            advantage_BT=whiten(advantage_BT, trains_BT) if config.whiten_advantages else advantage_BT,
+            advantage_BT=whiten(advantage_BT, layout.trains_BT) if config.whiten_advantages else advantage_BT,
             return_BT=return_BT,
         )
         kl_B = ((old_logprob_BT - ref_logprob_BT) * mask_BT).sum(1)
@@ -298,8 +338,7 @@ class PpoRun:
             )
 
     def _pieces(self, texts: Sequence[Text]) -> list[list[int]]:
-        limit = min(self.config.max_text_tokens, self.policy.context)
-        return encode_texts(texts, self.policy.tokenizer, max_tokens=limit)
+        return encode_pieces(texts, self.policy, max_tokens=self.config.max_text_tokens)
 
     # Reading log-probs and values of whole responses.
 

@@ -26,7 +26,7 @@ import torch
 from torch import Tensor
 
 from tastemaker.artefacts import CHECKPOINT
-from tastemaker.checkpoint import new_reward_model, save_reward_model
+from tastemaker.checkpoint import Reader, new_reward_model, save_reward_model
 from tastemaker.corpus import permutation
 from tastemaker.errors import DataError
 from tastemaker.files import atomic_write, write_json
@@ -105,21 +105,27 @@ def train_reward_model(
     return folder / "model"
 
 
-def as_elements(rankings: Sequence[Ranking], model: RewardModel) -> list[Element]:
-    """Group rankings of the same responses to the same prompt, and encode each response once.
+def as_elements(rankings: Sequence[Ranking], model: RewardModel | Reader) -> list[Element]:
+    """Rankings of the same responses to the same prompt together, each response encoded once."""
+    groups = grouped(rankings)
+    shown = [(group[0].prompt, response) for group in groups for response in group[0].responses]
+    encoded = iter(encode_all_for_reward(model, [prompt for prompt, _ in shown], [response for _, response in shown]))
+    return [
+        Element(tuple(tuple(next(encoded)) for _ in group[0].responses), tuple(ranking.ranks for ranking in group))
+        for group in groups
+    ]
 
-    A wholly tied ranking stays beside others, since `normalize = "all"` counts its pairs; alone it teaches nothing.
+
+def grouped(rankings: Sequence[Ranking]) -> list[list[Ranking]]:
+    """Rankings of the same responses to the same prompt, together.
+
+    A wholly tied ranking stays beside others, since `normalize = "all"` counts its pairs; alone it teaches nothing and
+    is left out.
     """
     groups: dict[tuple[Messages, tuple[Response, ...]], list[Ranking]] = {}
     for ranking in rankings:
         groups.setdefault((ranking.prompt.messages, ranking.responses), []).append(ranking)
-    kept = [group for group in groups.values() if any(len(ranking.order) > 1 for ranking in group)]
-    shown = [(group[0].prompt, response) for group in kept for response in group[0].responses]
-    encoded = iter(encode_all_for_reward(model, [prompt for prompt, _ in shown], [response for _, response in shown]))
-    return [
-        Element(tuple(tuple(next(encoded)) for _ in group[0].responses), tuple(ranking.ranks for ranking in group))
-        for group in kept
-    ]
+    return [group for group in groups.values() if any(len(ranking.order) > 1 for ranking in group)]
 
 
 def as_pairs(elements: Sequence[Element], *, seed: int) -> list[Element]:

@@ -20,7 +20,7 @@ from typing import Any
 import torch
 
 from tastemaker.checkpoint import load_policy, save_policy
-from tastemaker.corpus import encode_texts, permutation, shuffled_forever
+from tastemaker.corpus import FIRST_PREDICTED, encode_pieces, permutation, shuffled_forever
 from tastemaker.errors import DataError
 from tastemaker.files import write_json
 from tastemaker.losses import sft_loss
@@ -72,9 +72,8 @@ def train_sft(
     held_out = encode_demonstrations(validation, policy.tokenizer, context=policy.context)
     texts = []
     if config.pretraining_mix:
-        limit = min(config.max_text_tokens, policy.context)
-        pieces = encode_texts(pretraining, policy.tokenizer, max_tokens=limit)
-        texts = [Example(tuple(piece), 1) for piece in pieces]
+        pieces = encode_pieces(pretraining, policy, max_tokens=config.max_text_tokens)
+        texts = [Example(tuple(piece), FIRST_PREDICTED) for piece in pieces]
     run = _Run(folder, config, policy, examples, held_out, texts, seed)
     run_steps(
         folder,

@@ -16,7 +16,6 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from tastemaker.checkpoint import Reader
 from tastemaker.console import progress
 from tastemaker.errors import ConfigError, DataError
 from tastemaker.generation import Rollout
@@ -189,9 +188,8 @@ def best_prefix(
     """The best of `config.candidates` prefixes by mean score, and every candidate with its score."""
     chosen, prefixes = drawn_prefixes(config, demonstrations, prompts, seed=seed)
     longest = longest_prefix(policy.tokenizer, prefixes)
-    reader = Reader(policy.tokenizer, policy.context)
     chosen = leaving_room(
-        chosen, reader, new_tokens=decoding.max_new_tokens, prefix_tokens=longest, what="few-shot prompts"
+        chosen, policy, new_tokens=decoding.max_new_tokens, prefix_tokens=longest, what="few-shot prompts"
     )
     contest: list[dict[str, Any]] = []
     with progress("few-shot contest", config.candidates) as ticker:
