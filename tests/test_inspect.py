@@ -213,7 +213,7 @@ def test_of_rollouts_what_ppo_trains_on_and_its_reward_model_reads(
         assert policy.trained == {place for place in marks[policy.ids] if trains[place - policy.prompt]}
         assert scored[judge.ids] == {judge.score}
         assert judge.prompt == 4, "the reward model reads no more of a prompt"
-        assert judge.left_out == policy.ids[: policy.prompt - 4]
+        assert judge.left_out == policy.ids[1 : policy.prompt - 3], "the beginning-of-text id stays"
         finished = policy.stop is not None
         assert finished == (judge.stop is not None) == (not policy.notes) == (not judge.notes)
         assert finished or (policy.trained == frozenset()) == (truncated == "mask")

@@ -28,6 +28,6 @@ def compile_layers(module: nn.Module) -> None:
     layers = [layer for layer, _ in layers_of(module)]
     if not layers:
         raise ModelError("compile does not know this architecture's layers; set it to false.")
-    AttentionInterface.register(PACKED, torch.compiler.disable(packed_attention))
+    AttentionInterface.register(PACKED, torch.compiler.disable(packed_attention))  # type: ignore[no-untyped-call]
     for layer in layers:
         layer.compile(dynamic=True)

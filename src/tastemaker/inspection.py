@@ -143,7 +143,7 @@ def of_pairs(rows: Sequence[Ranking], reader: Reader, config: DpoConfig, *, firs
                     prompt=start,
                     trained=_predicted(ids, start),
                     stop=_stop(ids, start, reader.tokenizer),
-                    left_out=tuple(whole[: len(whole) - start]),
+                    left_out=_left_out(whole, pair.prompt_ids),
                 )
                 for title, ids in zip(("chosen", "rejected"), pair.sequences, strict=True)
             ]
@@ -228,9 +228,16 @@ def _for_reward(reader: Reader, prompt: Prompt, response: Response, ids: Sequenc
         prompt=len(opening),
         stop=score if response.finished else None,
         score=score,
-        left_out=tuple(whole[: len(whole) - len(ids)]),
+        left_out=_left_out(whole, ids),
         notes=() if response.finished else (cut,),
     )
+
+
+def _left_out(whole: Sequence[int], kept: Sequence[int]) -> tuple[int, ...]:
+    """What is cut off of the beginning, or behind its first id where that stays."""
+    count = len(whole) - len(kept)
+    start = 0 if list(whole[count:]) == list(kept) else 1
+    return tuple(whole[start : count + start])
 
 
 def _predicted(ids: Sequence[int], start: int) -> frozenset[int]:

@@ -269,7 +269,7 @@ class PpoRun:
             "kl": float(kl_B.mean()),
             "entropy": float(-old_logprob_BT[mask_BT].mean()),
             "response_tokens": float(mask_BT.sum(1).float().mean()),
-            "length_correlation": correlation(score_B, torch.tensor(response_lengths)),
+            "length_correlation": correlation(score_B, torch.tensor(layout.response_lengths)),
             "truncated_rate": float(truncated_B.float().mean()),
             "explained_variance": explained_variance(value_BT[mask_BT], return_BT[mask_BT]),
             "sampler_mismatch": float((old_logprob_BT - sampled_BT)[mask_BT].abs().mean()),
