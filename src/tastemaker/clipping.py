@@ -41,3 +41,8 @@ def explained_variance(value_M: Tensor, return_M: Tensor) -> float:
     """1 - Var(return - value) / Var(return); 0 where the returns do not vary."""
     spread = float(return_M.var(unbiased=False))
     return 0.0 if spread == 0 else 1 - float((return_M - value_M).var(unbiased=False)) / spread
+
+
+def standard_error(x_B: Tensor) -> float:
+    """Of the mean of `x_B`; 0 for a single one, which does not say."""
+    return float(x_B.std() / len(x_B) ** 0.5) if len(x_B) > 1 else 0.0

@@ -26,13 +26,22 @@ import torch
 from torch import Tensor, nn
 
 from tastemaker.checkpoint import load_policy, load_reward_model, new_reward_model, save_policy
-from tastemaker.clipping import explained_variance, ratio_sums, value_sums
+from tastemaker.clipping import explained_variance, ratio_sums, standard_error, value_sums
 from tastemaker.console import say
 from tastemaker.corpus import encode_texts, next_token_places, permutation, shuffled_forever, text_loss
 from tastemaker.errors import DataError, ModelError, TrainingError
 from tastemaker.generation import FinishReason, Rollout
 from tastemaker.lora import adapters_off, add_adapters
-from tastemaker.losses import adaptive_kl_coef, gae, policy_loss, ptx_loss, shaped_rewards, value_loss, whiten
+from tastemaker.losses import (
+    adaptive_kl_coef,
+    gae,
+    kl_estimate,
+    policy_loss,
+    ptx_loss,
+    shaped_rewards,
+    value_loss,
+    whiten,
+)
 from tastemaker.model import LanguageModel, RewardModel, context_length, freeze
 from tastemaker.packing import Packed, microbatches, pack, pad_rows
 from tastemaker.records import Prompt, Text
@@ -172,11 +181,13 @@ class PpoRun:
 
     def roll_out(self, chosen: Sequence[int], iteration: int) -> list[Rollout]:
         """One response to each chosen prompt, drawn from the policy as it is now."""
+        sampling = sampling_for(self.policy, self.config.decoding)
+        assert sampling.is_policy_law, "the ratio would be of another law than the one that was sampled from"
         self.generator.load_weights(self.policy.library, iteration)
         groups = self.generator.generate(
             [self.prompt_ids[index] for index in chosen],
             1,
-            sampling_for(self.policy, self.config.decoding),
+            sampling,
             [seed_for(self.seed, "ppo", iteration, place) for place in range(len(chosen))],
         )
         return [group[0] for group in groups]
@@ -222,16 +233,20 @@ class PpoRun:
             advantage_BT=whiten(advantage_BT, trains_BT) if config.whiten_advantages else advantage_BT,
             return_BT=return_BT,
         )
-        kl_B = ((old_logprob_BT - ref_logprob_BT) * mask_BT).sum(1)
+        kl_B = kl_estimate(old_logprob_BT, ref_logprob_BT, mask_BT, estimator="k1").sum(1)
+        distance_M = (old_logprob_BT - sampled_BT)[mask_BT].abs()
         return experience, {
             "score": float(score_B.mean()),
             "reward": float(reward_BT.sum(1).mean()),
             "kl": float(kl_B.mean()),
+            "kl_error": standard_error(kl_B),
             "entropy": float(-old_logprob_BT[mask_BT].mean()),
             "response_tokens": float(mask_BT.sum(1).float().mean()),
             "truncated_rate": float(truncated_B.float().mean()),
             "explained_variance": explained_variance(value_BT[mask_BT], return_BT[mask_BT]),
-            "sampler_mismatch": float((old_logprob_BT - sampled_BT)[mask_BT].abs().mean()),
+            "sampler_mismatch": float(distance_M.mean()),
+            "sampler_mismatch_max": float(distance_M.max()),
+            "sampler_ratio": float(distance_M.exp().mean()),
         }
 
     def update(self, experience: Experience, iteration: int) -> dict[str, float]:
