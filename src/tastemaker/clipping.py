@@ -49,3 +49,8 @@ def correlation(one_B: Tensor, other_B: Tensor) -> float:
         return 0.0
     one_B, other_B = one_B.double() - one_B.double().mean(), other_B.double() - other_B.double().mean()
     return float(one_B @ other_B) / float(one_B.norm() * other_B.norm())
+
+
+def standard_error(x_B: Tensor) -> float:
+    """Of the mean of `x_B`; 0 for a single one, which does not say."""
+    return float(x_B.std() / len(x_B) ** 0.5) if len(x_B) > 1 else 0.0

@@ -46,6 +46,7 @@ METRICS: Mapping[str, Metric] = {
     "score": Metric("1", "mean score of the responses, before penalties"),
     "reward": Metric("1", "mean over responses of the summed reward, the KL penalty and others in it"),
     "kl": Metric("nats/response", "estimate k1 of KL(policy || reference), summed over a response"),
+    "kl_error": Metric("nats/response", "standard error of `kl` over the responses of the iteration"),
     "kl_coef": Metric("1", "coefficient of the KL penalty in force"),
     "entropy": Metric("nats/token", "entropy of the policy, estimated by the mean of -log p over the sampled tokens"),
     "response_tokens": Metric("tokens", "mean length of the responses, the end token included"),
@@ -60,6 +61,8 @@ METRICS: Mapping[str, Metric] = {
     "ratio_mean": Metric("1", "mean of new over old probability"),
     "ratio_max": Metric("1", "largest of new over old probability in the iteration"),
     "sampler_mismatch": Metric("nats/token", "mean absolute difference of sampler and trainer log-probs"),
+    "sampler_mismatch_max": Metric("nats/token", "the largest such difference in the iteration"),
+    "sampler_ratio": Metric("1", "mean over tokens of the larger of sampler and trainer probability over the smaller"),
     "value_learning_rate": Metric("1", "learning rate of the value function's step"),
     "value_grad_norm": Metric("1", "global norm of the value function's gradient before clipping"),
     # DPO

@@ -26,13 +26,22 @@ import torch
 from torch import Tensor, nn
 
 from tastemaker.checkpoint import load_policy, load_reward_model, new_reward_model, save_policy
-from tastemaker.clipping import correlation, explained_variance, ratio_sums, value_sums
+from tastemaker.clipping import correlation, explained_variance, ratio_sums, standard_error, value_sums
 from tastemaker.console import say
 from tastemaker.corpus import encode_pieces, next_token_places, permutation, shuffled_forever, text_loss
 from tastemaker.errors import DataError, ModelError, TrainingError
 from tastemaker.generation import FinishReason, Generator, Rollout
 from tastemaker.lora import adapters_off, add_adapters
-from tastemaker.losses import adaptive_kl_coef, gae, policy_loss, ptx_loss, shaped_rewards, value_loss, whiten
+from tastemaker.losses import (
+    adaptive_kl_coef,
+    gae,
+    kl_estimate,
+    policy_loss,
+    ptx_loss,
+    shaped_rewards,
+    value_loss,
+    whiten,
+)
 from tastemaker.model import LanguageModel, RewardModel, context_length, freeze
 from tastemaker.packing import Packed, microbatches, pack, pad_rows
 from tastemaker.records import Prompt, Text
@@ -109,8 +118,10 @@ def sample_iteration(
     iteration: int,
 ) -> list[Rollout]:
     """One response to each of an iteration's prompts."""
+    sampling = sampling_for(policy, config.decoding)
+    assert sampling.is_policy_law, "the ratio would be of another law than the one that was sampled from"
     seeds = [seed_for(seed, "ppo", iteration, place) for place in range(len(prompt_ids))]
-    groups = generator.generate(prompt_ids, 1, sampling_for(policy, config.decoding), seeds)
+    groups = generator.generate(prompt_ids, 1, sampling, seeds)
     return [group[0] for group in groups]
 
 
@@ -262,17 +273,21 @@ class PpoRun:
             advantage_BT=whiten(advantage_BT, layout.trains_BT) if config.whiten_advantages else advantage_BT,
             return_BT=return_BT,
         )
-        kl_B = ((old_logprob_BT - ref_logprob_BT) * mask_BT).sum(1)
+        kl_B = kl_estimate(old_logprob_BT, ref_logprob_BT, mask_BT, estimator="k1").sum(1)
+        distance_M = (old_logprob_BT - sampled_BT)[mask_BT].abs()
         return experience, {
             "score": float(score_B.mean()),
             "reward": float(reward_BT.sum(1).mean()),
             "kl": float(kl_B.mean()),
+            "kl_error": standard_error(kl_B),
             "entropy": float(-old_logprob_BT[mask_BT].mean()),
             "response_tokens": float(mask_BT.sum(1).float().mean()),
             "length_correlation": correlation(score_B, torch.tensor(layout.response_lengths)),
             "truncated_rate": float(truncated_B.float().mean()),
             "explained_variance": explained_variance(value_BT[mask_BT], return_BT[mask_BT]),
-            "sampler_mismatch": float((old_logprob_BT - sampled_BT)[mask_BT].abs().mean()),
+            "sampler_mismatch": float(distance_M.mean()),
+            "sampler_mismatch_max": float(distance_M.max()),
+            "sampler_ratio": float(distance_M.exp().mean()),
         }
 
     def update(self, experience: Experience, iteration: int) -> dict[str, float]:
