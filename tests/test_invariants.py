@@ -377,9 +377,7 @@ def test_padding_of_any_amount_on_either_side_is_inert(
 
 
 @FEW
-@given(
-    lengths=st.lists(st.integers(2, 9), min_size=1, max_size=5), budget=st.integers(1, 45), seed=st.integers(0, 99)
-)
+@given(lengths=st.lists(st.integers(2, 9), min_size=1, max_size=5), budget=st.integers(1, 45), seed=st.integers(0, 99))
 @torch.no_grad()
 def test_models_that_do_pad_give_each_sequence_its_own_states(lengths: list[int], budget: int, seed: int) -> None:
     """An architecture that does not run packed goes through the library's padded attention."""
