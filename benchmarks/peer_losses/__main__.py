@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import subprocess
 import sys
 import tempfile
@@ -62,8 +63,9 @@ def compare(folder: Path) -> dict[str, list[dict[str, Any]]]:
 
 
 def run(command: Sequence[str]) -> str:
-    """Run a program on one thread without a network, and say what it printed."""
-    return subprocess.run(command, cwd=ROOT, env=environment(1), check=True, stdout=subprocess.PIPE, text=True).stdout
+    """Run a program on one thread without a network, and say what it printed. What is compared is this checkout."""
+    variables = environment(1) | {"PYTHONPATH": f"{ROOT / 'src'}{os.pathsep}{ROOT}"}
+    return subprocess.run(command, cwd=ROOT, env=variables, check=True, stdout=subprocess.PIPE, text=True).stdout
 
 
 if __name__ == "__main__":

@@ -17,7 +17,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-os.environ["TRL_EXPERIMENTAL_SILENCE"] = "1"
+os.environ["TRL_EXPERIMENTAL_SILENCE"] = os.environ["HF_DATASETS_DISABLE_PROGRESS_BARS"] = "1"
 
 import torch
 from benchmarks.peer_losses.cases import (
@@ -34,6 +34,7 @@ from datasets import Dataset
 from safetensors.torch import save_file
 from torch import Tensor
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer
+from transformers.utils import logging
 
 Rows = Sequence[Mapping[str, Any]]
 Found = dict[str, Tensor]
@@ -41,6 +42,7 @@ TINY = 1e-7  # what TRL adds to a temperature
 
 
 def main() -> None:
+    logging.disable_progress_bar()
     folder, version = Path(sys.argv[1]), sys.argv[2]
     data = json.loads((folder / "batch.json").read_text(encoding="utf-8"))
     if version == PEER_PPO:
@@ -50,7 +52,7 @@ def main() -> None:
         for name in ("reward-2", "reward-4"):
             found |= reward_figures(folder, name, data[name])
         found |= dpo_figures(folder, "dpo", data["dpo"])
-        found |= smoothed_figures(folder, data["dpo"])
+        found |= smoothed_figures(folder, "dpo-smoothed", data["dpo"])
         found |= ipo_figures(folder, data["ipo"])
     save_file({name: tensor.contiguous() for name, tensor in found.items()}, str(folder / f"trl-{version}.safetensors"))
 
@@ -168,24 +170,25 @@ def pairs(trainer: Any, rows: Rows, *, turned: bool = False) -> dict[str, Any]:
 
 def dpo_figures(folder: Path, name: str, rows: Rows, **more: Any) -> Found:
     trainer = dpo_trainer(folder, rows, **more)
+    return step(name, trainer, pairs(trainer, rows)) | logprobs(name, trainer, rows)
+
+
+def logprobs(name: str, trainer: Any, rows: Rows) -> Found:
+    """Of both responses of each pair, under policy and reference."""
     inputs = pairs(trainer, rows)
     policy, reference = (
         torch.stack(trainer.compute_ref_log_probs(model, inputs), 1).flatten()
         for model in (trainer.model, trainer.ref_model)
     )
-    figures = {f"{name}/log-probs": policy, f"{name}/reference's log-probs": reference}
-    return step(name, trainer, inputs) | figures
+    return {f"{name}/log-probs": policy, f"{name}/reference's log-probs": reference}
 
 
-def smoothed_figures(folder: Path, rows: Rows) -> Found:
+def smoothed_figures(folder: Path, name: str, rows: Rows) -> Found:
     """(1 - e) of the pairs' loss and e of the loss of the pairs the other way round."""
     trainer = dpo_trainer(folder, rows)
-    weighted = (
-        (1 - SMOOTHING, step("dpo-smoothed", trainer, pairs(trainer, rows))),
-        (SMOOTHING, step("dpo-smoothed", trainer, pairs(trainer, rows, turned=True))),
-    )
-    (share, straight), (rest, turned) = weighted
-    return {name: share * straight[name] + rest * turned[name] for name in straight}
+    straight, turned = (step(name, trainer, pairs(trainer, rows, turned=way)) for way in (False, True))
+    smoothed = {figure: (1 - SMOOTHING) * straight[figure] + SMOOTHING * turned[figure] for figure in straight}
+    return smoothed | logprobs(name, trainer, rows)
 
 
 def ipo_figures(folder: Path, rows: Rows) -> Found:
