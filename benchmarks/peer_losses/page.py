@@ -45,14 +45,18 @@ def render(results: Results) -> str:
                     f"{case.title} ({case.peer})" if place == 0 else "",
                     figure["name"] if figure["name"] != "gradient" else "gradient (norm)",
                     f"{figure['count']:,}",
-                    f"{figure['ours']:.6f}",
-                    f"{figure['peer']:.6f}",
+                    _shown(figure["ours"]),
+                    _shown(figure["peer"]),
                     f"{figure['difference']:.1e}",
                     f"{figure['share']:.1e}",
                 ]
             )
     versions = ", ".join(f"{name} {version}" for name, version in results["versions"].items())
     return f"{versions}; fp32 on a processor.\n\n{table(header, rows)}\n\n{_verdict(results)}\n"
+
+
+def _shown(number: float) -> str:
+    return f"{round(number, 6) + 0.0:.6f}"  # no -0.000000
 
 
 def _verdict(results: Results) -> str:
