@@ -105,7 +105,7 @@ class LanguageModel(nn.Module):
         """Log-probs of `target_M` after the packed places `source_M`, under logits divided by `temperature`.
 
         Ids beyond the tokenizer's vocabulary are never sampled and have no probability here either. The log-softmax is
-        taken in fp32. Logits exist for these places only, and for a chunk of them at a time.
+        taken in fp32 at least. Logits exist for these places only, and for a chunk of them at a time.
         """
         if self.linear_head:
             hidden_MD = (self.hidden(packed) if hidden_ND is None else hidden_ND).index_select(0, source_M)
@@ -179,10 +179,11 @@ class RewardModel(nn.Module):
         return prompt_limit(self.library.config)
 
     def at(self, packed: Packed, source_M: Tensor) -> Tensor:
-        """The head's output minus the offset at the packed places `source_M`, in fp32."""
+        """The head's output minus the offset at the packed places `source_M`, in fp32 at least."""
         hidden_MD = self.trunk.hidden(packed).index_select(0, source_M)
         with torch.autocast(hidden_MD.device.type, enabled=False):
-            value_M1 = nn.functional.linear(hidden_MD.float(), self.library.score.weight.float())
+            exact = torch.promote_types(hidden_MD.dtype, torch.float32)
+            value_M1 = nn.functional.linear(hidden_MD.to(exact), self.library.score.weight.to(exact))
         return value_M1[:, 0] - self.offset
 
     def scores(self, packed: Packed) -> Tensor:
@@ -215,7 +216,8 @@ def _first_rows(rows: Tensor, count: int) -> Tensor:
 def _predict_chunk(
     logits_of: nn.Module, hidden_MD: Tensor, target_M: Tensor, vocabulary: int, temperature: float, entropy: bool
 ) -> tuple[Tensor, Tensor | None]:
-    logits_MV = logits_of(hidden_MD)[:, :vocabulary].float()
+    logits_MV = logits_of(hidden_MD)[:, :vocabulary]
+    logits_MV = logits_MV.to(torch.promote_types(logits_MV.dtype, torch.float32))
     if temperature != 1.0:
         logits_MV = logits_MV / temperature
     normalizer_M = logits_MV.logsumexp(1)

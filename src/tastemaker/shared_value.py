@@ -31,8 +31,8 @@ class SharedValue(nn.Module):
         return self.read(self.policy_trunk.hidden(packed), source_M)
 
     def read(self, hidden_ND: Tensor, source_M: Tensor) -> Tensor:
-        """The head's output at the packed places `source_M`, in fp32 whatever the trunk runs in."""
+        """The head's output at the packed places `source_M`, in its own precision whatever the trunk runs in."""
         hidden_MD = hidden_ND.index_select(0, source_M)
         with torch.autocast(hidden_MD.device.type, enabled=False):
-            value_M1: Tensor = self.head(hidden_MD.float())
+            value_M1: Tensor = self.head(hidden_MD.to(self.head.weight.dtype))
         return value_M1[:, 0]

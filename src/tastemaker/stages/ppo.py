@@ -373,7 +373,7 @@ class PpoRun:
         for group in microbatches([len(ids) for ids in sequences], budget=self.config.microbatch_tokens):
             places = self._pack(sequences, prompts, group)
             with (trainer or self.policy_trainer).autocast():
-                value_M = read(*places).float()
+                value_M = read(*places)  # in fp32 at least, as losses want them
             for index, part in zip(group, torch.split(value_M, [responses[i] for i in group]), strict=True):
                 parts[index] = part
         value_BT, _ = pad_rows(torch.cat([part for part in parts if part is not None]), responses)
