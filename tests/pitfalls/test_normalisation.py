@@ -390,8 +390,9 @@ def test_47_masked_samples_among_others_leave_their_mean_alone(
     for endings in ([STOP] * 3, [STOP] * 3 + [CUT] * 2):
         settings: dict[str, Any] = {"truncated": "mask", "minibatches": 1, "batch_size": len(endings)}
         run = run_of(base, reward_model, policy=STILL, value=STILL, microbatch_tokens=budget, **settings)
-        given = [2.0, -3.0, 5.0, 70.0, -90.0][: len(endings)]
-        run.scorer = FunctionScorer(lambda prompts, responses, records, given=given: given, name="given")
+        run.scorer = FunctionScorer(
+            lambda prompts, responses, records: [2.0, -3.0, 5.0, 70.0, -90.0][: len(responses)], name="given"
+        )
         experience, _ = run.observe(*made_up(run, endings), 1)
         steps, _ = update(run, experience, monkeypatch)
         found.append(steps)
