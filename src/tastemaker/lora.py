@@ -34,6 +34,8 @@ def add_adapters(library: Any, config: LoraConfig, *, seed: int) -> None:
     )
     with torch.random.fork_rng(devices=[]), warnings.catch_warnings():
         torch.manual_seed(seed)
+        # Merged weights are saved apart, so a head that was tied to the embedding keeps what its adapter learned.
+        warnings.filterwarnings("ignore", message="Model has `tie_word_embeddings=True`")
         warnings.filterwarnings("ignore", message="fan_in_fan_out")  # peft finds GPT-2's transposed layers by itself
         try:
             peft.inject_adapter_in_model(settings, library, adapter_name=ADAPTER)
