@@ -283,7 +283,9 @@ def test_06_what_stands_behind_a_response_moves_no_loss(base: str) -> None:
         assert not experience.mask_BT.all()
         assert experience.sequences == [(*rollout.prompt_ids, *rollout.response_ids) for rollout in rollouts]
         names = ("old_logprob_BT", "value_BT", "advantage_BT", "return_BT")
-        spoilt = {name: torch.where(experience.mask_BT, getattr(experience, name), behind) for name in names}
+        spoilt: dict[str, Any] = {
+            name: torch.where(experience.mask_BT, getattr(experience, name), behind) for name in names
+        }
         found.append(run.update(replace(experience, **spoilt), 0))
     assert found[1] == pytest.approx(found[0], abs=1e-6)
     assert found[2] == pytest.approx(found[0], abs=1e-6)
