@@ -58,7 +58,8 @@ METRICS: Mapping[str, Metric] = {
     "value_clip_fraction": Metric("share", "tokens where the clip took hold: the value's clipped error is the larger"),
     "approx_kl": Metric("nats/token", "half the mean squared change of log-prob since the rollout"),
     "first_log_ratio": Metric(
-        "nats/token", "mean absolute change of log-prob at the iteration's first minibatch, when nothing was trained yet"
+        "nats/token",
+        "mean absolute change of log-prob at the iteration's first minibatch, before anything is trained",
     ),
     "ratio_mean": Metric("1", "mean of new over old probability"),
     "ratio_max": Metric("1", "largest of new over old probability in the iteration"),

@@ -1,8 +1,8 @@
 """PPO on a tiny model, healthy and with faults planted in it on purpose, each at several strengths.
 
-The runs are the stage's own: `train_ppo` in a stage's folder, with `PpoRun` or a class that does one thing wrongly, on a
-model that has been fine-tuned for a second to say three to six words of twenty and to end. Thresholds were set with the
-strengths of `set_at` and other seeds than those of the tests, which plant the strengths of `tried_at`
+The runs are the stage's own: `train_ppo` in a stage's folder, with `PpoRun` or a class that does one thing wrongly, on
+a model that has been fine-tuned for a second to say three to six words of twenty and to end. Thresholds were set with
+the strengths of `set_at` and other seeds than those of the tests, which plant the strengths of `tried_at`
 (`python -m tests.doctor.thresholds` shows both).
 """
 
@@ -24,11 +24,11 @@ from torch import Tensor
 from tastemaker.artefacts import run_stage
 from tastemaker.config import from_mapping
 from tastemaker.errors import TrainingError
-from tastemaker.generation import Rollout
+from tastemaker.generation import Rollout, Sampling
 from tastemaker.losses import shaped_rewards
 from tastemaker.model import LanguageModel
 from tastemaker.records import Demonstration, Message, Messages, Prompt
-from tastemaker.responses import engine_for
+from tastemaker.responses import engine_for, sampling_for
 from tastemaker.scoring import FunctionScorer
 from tastemaker.settings import OptimizerConfig, PpoConfig, SftConfig
 from tastemaker.stages import ppo
@@ -39,7 +39,7 @@ CPU = torch.device("cpu")
 SAID = [f"w{number}" for number in range(10, 30)]
 LIKED, DISLIKED = set(SAID[:5]), set(SAID[-5:])
 RATE = 2e-3  # of healthy runs, both networks
-ITERATIONS = 24
+ITERATIONS = 16
 
 Score = Callable[[list[str]], float]
 
@@ -50,7 +50,7 @@ def prompts(count: int = 40) -> list[Prompt]:
 
 def fine_tuned(folder: Path, *, seed: int = 0) -> str:
     """A model that says three to six of twenty words to anything, at random, and ends."""
-    base = save_model(folder / "base", seed=seed, max_position_embeddings=64)
+    base = save_model(folder / "base", seed=seed, max_position_embeddings=64, num_hidden_layers=1)
     random_ = random.Random(seed)
     shown = [
         Demonstration(prompt=prompt, response=" ".join(random_.choices(SAID, k=random_.randint(3, 6))))
@@ -97,7 +97,7 @@ def run_ppo(
         "policy": rates,
         "value": rates,
         "warmup_iterations": 2,
-        "kl_coef": 0.3,
+        "kl_coef": 0.5,
         "value_clip": 1.0,
         "checkpoint_every": 1000,
     }
@@ -163,6 +163,20 @@ def with_sampler_at(temperature: float) -> type[PpoRun]:
                 self.config = config
 
     return Warmer
+
+
+def with_end_unknown() -> type[PpoRun]:
+    """The sampler does not stop at the end token."""
+
+    def endless(*given: Any) -> Sampling:
+        return replace(sampling_for(*given), stop_token_ids=())
+
+    class Endless(PpoRun):
+        def roll_out(self, chosen: Sequence[int], iteration: int) -> list[Rollout]:
+            with patch.object(ppo, "sampling_for", endless):
+                return super().roll_out(chosen, iteration)
+
+    return Endless
 
 
 def with_kl_reward() -> type[PpoRun]:
@@ -297,7 +311,7 @@ FAULTS = (
         finding="reward-does-not-add-up",
         what="the KL penalty has the wrong sign",
         strength="`kl_coef`",
-        set_at=(0.3,),
+        set_at=(0.5,),
         tried_at=(0.02, 1.0),
         plant=lambda x: {"run": with_kl_reward(), "kl_coef": x},
     ),
@@ -352,11 +366,19 @@ FAULTS = (
     ),
     Fault(
         finding="all-truncated",
-        what="a length limit that is too small for what the model says",
+        what="a length limit of one token, and a penalty too small to teach brevity",
+        strength="`truncation_penalty`",
+        set_at=(0.0,),
+        tried_at=(0.1, 0.3),
+        plant=lambda x: {"decoding": {"max_new_tokens": 1}, "truncation_penalty": x},
+    ),
+    Fault(
+        finding="all-truncated",
+        what="the sampler does not know the end token",
         strength="`max_new_tokens`",
-        set_at=(2,),
-        tried_at=(1, 3),
-        plant=lambda x: {"decoding": {"max_new_tokens": int(x)}},
+        set_at=(12,),
+        tried_at=(7, 19),
+        plant=lambda x: {"run": with_end_unknown(), "decoding": {"max_new_tokens": int(x)}},
     ),
     Fault(
         finding="value-not-learning",

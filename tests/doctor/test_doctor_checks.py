@@ -64,16 +64,14 @@ def measured(
     results: Mapping[str, Any] | None = None,
     stopped: Mapping[str, str] | None = None,
 ) -> Measured:
-    """A healthy stage with some of its metrics changed: a number throughout, or one a step; None for one not measured."""
+    """A healthy stage with some metrics changed: a number throughout, or one a step; None for one not measured."""
     columns = {name: column for name, column in {**HELD[stage], **(changes or {})}.items() if column is not None}
     rows = [
         {"step": step, **{name: c if isinstance(c, int | float) else c[step] for name, c in columns.items()}}
         for step in range(steps)
     ]
     given = (PPO_CONFIG if stage == "ppo" else {"optimizer": {"precision": "float32"}}) if config is None else config
-    return Measured(
-        folder=Path(stage), stage=stage, rows=rows, config=given, results=results or {}, stopped=stopped
-    )
+    return Measured(folder=Path(stage), stage=stage, rows=rows, config=given, results=results or {}, stopped=stopped)
 
 
 def names(one: Measured) -> list[str]:
@@ -164,10 +162,11 @@ SUPERVISED_CASES: dict[str, tuple[Stage, Mapping[str, Any], Mapping[str, Any]]] 
         {"changes": {"loss": late(1.03, 1.0)}},
         {"changes": {"loss": [*late(1.01, 1.0)[:-1], 0.9]}},
     ),
+    # Steps scatter by 0.05, so that a fall of 0.004 is within the errors.
     "loss-not-falling": (
         "sft",
-        {"changes": {"loss": late(0.996, 1.0)}},
-        {"changes": {"loss": late(0.994, 1.0)}},
+        {"changes": {"loss": [value + 0.05 * (-1) ** step for step, value in enumerate(late(0.996, 1.0))]}},
+        {"changes": {"loss": [value + 0.05 * (-1) ** step for step, value in enumerate(late(0.994, 1.0))]}},
     ),
     "validation-loss-rising": (
         "sft",
@@ -287,7 +286,7 @@ def test_an_older_runs_metrics_are_read() -> None:
 
 
 def test_a_good_stretch_does_not_hide_a_bad_one() -> None:
-    """The sum is over the worst stretch: -0.5 x 64 x 2 = -64 nats in two iterations, though the whole sum is positive."""
+    """The sum is over the worst stretch: -0.5 x 64 x 2 = -64 nats in two iterations; the whole sum is positive."""
     kl = [1.0] * 7 + [-0.5] * 2 + [1.0] * 7
     (finding,) = diagnose(measured("ppo", {"kl": kl, "kl_coef": 0.0, "reward": -0.25, "score": 0.0})).findings
     assert finding.kind.name == "kl-negative"
@@ -319,7 +318,7 @@ def test_windows() -> None:
     series = Series(tuple(range(10)), tuple(float(value) for value in (3, 1, 4, 1, 5, 9, 2, 6, 5, 3)))
     first, last = ends(series)
     assert (first.values, last.values) == ((3.0, 1.0, 4.0), (6.0, 5.0, 3.0))
-    assert series.worst_mean(3).span == "4-6"  # 5, 9, 2
+    assert series.worst_mean(3).span == "5-7"  # 9, 2, 6
     assert first.mean == pytest.approx(8 / 3)
     # Deviations 1/3, -5/3, 4/3: sum of squares 42/9, variance 7/3, of a mean of three 7/9.
     assert first.error == pytest.approx(math.sqrt(7 / 9), abs=1e-12)

@@ -16,7 +16,7 @@ from tastemaker.doctor import examine
 from tastemaker.records import Demonstration, Ranking, Response
 from tastemaker.settings import DpoConfig, RewardConfig, SftConfig
 from tastemaker.stages.dpo import train_dpo
-from tastemaker.stages.reward import train_reward
+from tastemaker.stages.reward import train_reward_model
 from tastemaker.stages.sft import train_sft
 
 Taste = Literal["known", "unknown", "reversed"]
@@ -70,7 +70,7 @@ def reward(folder: Path, base: str, train: Sequence[Ranking], held_out: Sequence
     config = from_mapping(RewardConfig, {"batch_size": 16, "optimizer": optimizer(rate)}, where="test")
 
     def work(place: Path) -> None:
-        train_reward(place, config=config, init=base, rankings=train, validation=held_out, device=CPU, seed=0)
+        train_reward_model(place, config=config, init=base, rankings=train, validation=held_out, device=CPU, seed=0)
 
     run_stage(folder, stage="reward", config=config, inputs={}, work=work)
     return folder

@@ -17,8 +17,8 @@ SAMPLER_LIMIT = {"float32": 1e-3, "bfloat16": 0.4}
 STALE_GROWTH = 3.0  # rounding does not grow with training; a distance from old weights does
 
 # If the responses are the policy's own, exp(-sum of log pi - log ref) over any responses is 1 on average, so that such
-# a sum falls below -t with a probability of at most exp(-t), whatever policy, reference and number of responses (and
-# within a whole run from any given start, by Ville's inequality). exp(-20) is 2e-9.
+# a sum ever falls below -t with a probability of at most exp(-t), whatever policy, reference and number of responses
+# (Ville's inequality). exp(-20) is 2e-9; any iteration may be the start, which makes it 1e-6 in 500.
 KL_SURPRISE = 20.0  # nats, summed over the responses of consecutive iterations
 KL_ROUNDING = 0.01  # nats a response that rounding may add up to
 
@@ -93,7 +93,7 @@ KL_NEGATIVE = Kind(
     severity="fault",
     title="The KL from the reference is negative",
     when=f"`kl` summed over the responses of consecutive iterations below -{KL_SURPRISE:g} nats, the mean below "
-    f"-{KL_ROUNDING:g} a response: by chance less often than once in e^{KL_SURPRISE:g} runs",
+    f"-{KL_ROUNDING:g} a response: by chance less than once in a million runs",
     causes=(
         "responses are not drawn from the policy whose log-probs are taken: stale weights, another temperature",
         "padding or the end token is counted on one side only",
@@ -213,8 +213,8 @@ def kl_negative(measured: Measured) -> Finding | None:
     if not lowest or lowest.mean > -KL_ROUNDING or each * sum(lowest.values) > -KL_SURPRISE:
         return None
     return KL_NEGATIVE.seen(
-        f"Mean {number(lowest.mean)} nats a response over iterations {lowest.span}: over {each * len(lowest)} responses "
-        f"that is {number(each * sum(lowest.values))} nats, where chance reaches -{KL_SURPRISE:g}."
+        f"Mean {number(lowest.mean)} nats a response over iterations {lowest.span}: over {each * len(lowest)} "
+        f"responses that is {number(each * sum(lowest.values))} nats, where chance reaches -{KL_SURPRISE:g}."
     )
 
 
@@ -251,8 +251,8 @@ def reward_does_not_add_up(measured: Measured) -> Finding | None:
     _, step, reward, expected = max(wrong)
     sign = " With the KL penalty's sign turned it adds up." if turned == len(wrong) else ""
     return REWARD_SUM.seen(
-        f"In {len(wrong)} of {len(rows)} iterations; at iteration {step} the reward is {number(reward)}, where score, KL "
-        f"and truncation come to {number(expected)}.{sign}"
+        f"In {len(wrong)} of {len(rows)} iterations; at iteration {step} the reward is {number(reward)}, where score, "
+        f"KL and truncation come to {number(expected)}.{sign}"
     )
 
 

@@ -1,7 +1,7 @@
 """What training on demonstrations, rankings and pairs does not do when it goes well: SFT, the reward model, DPO.
 
-First and last are the first and the last epoch where there are several, which have seen the same data, and otherwise the
-first and the last quarter of the steps.
+First and last are the first and the last epoch where there are several, which have seen the same data, and otherwise
+the first and the last quarter of the steps.
 """
 
 from __future__ import annotations
@@ -17,8 +17,8 @@ ERRORS = 3.0  # standard errors
 FALLEN = 0.005  # of the loss: less is no learning, if it is within two standard errors too
 RISEN = 0.02  # of the loss, beside the errors
 OVERFIT = 0.1  # of the lowest validation loss
-# A model that knows nothing of the raters' taste is right in half of the pairs. It is said to, where that is sure: where
-# the whole interval lies below.
+# A model that knows nothing of the raters' taste is right in half of the pairs. That is said where it is sure: where
+# the whole interval lies near a half.
 CHANCE = 0.55
 MEASURED_PAIRS = 50  # fewer say nothing either way
 # A gap of 5 gives one response 99.3 % of the raters; two people agree in some 73 %.
@@ -30,8 +30,8 @@ NOT_FALLING = Kind(
     name="loss-not-falling",
     severity="warning",
     title="The loss does not fall",
-    when=f"the mean `loss` of the last epoch (with one epoch, the last quarter) less than {FALLEN:.1%} below that of the "
-    "first, and within two standard errors; or every `validation_loss` the same",
+    when=f"the mean `loss` of the last epoch (with one epoch, the last quarter) less than {FALLEN:.1%} below that of "
+    "the first, and within two standard errors; or every `validation_loss` the same",
     causes=(
         "a learning rate of 0 or too low, or frozen parameters",
         "a mask that leaves nothing to learn from",
@@ -43,8 +43,8 @@ RISING = Kind(
     name="loss-rising",
     severity="warning",
     title="The loss rises",
-    when=f"the mean `loss` of the last epoch (with one, the last quarter) above that of the first by {ERRORS:g} standard "
-    f"errors and {RISEN:.0%}",
+    when=f"the mean `loss` of the last epoch (with one, the last quarter) above that of the first by {ERRORS:g} "
+    f"standard errors and {RISEN:.0%}",
     causes=("a learning rate that is too high", "a warm-up that is too short"),
     tries=("`optimizer.learning_rate` lower by a factor of 3", "`optimizer.warmup_steps`"),
 )
@@ -52,8 +52,8 @@ ABOVE_CHANCE = Kind(
     name="loss-above-log-2",
     severity="warning",
     title="The loss is above that of a model that cannot tell responses apart",
-    when=f"the mean `loss` of the last epoch (with one, the last quarter) above log 2 by {ERRORS:g} standard errors and "
-    f"{RISEN:.0%} (not for IPO)",
+    when=f"the mean `loss` of the last epoch (with one, the last quarter) above log 2 by {ERRORS:g} standard errors "
+    f"and {RISEN:.0%} (not for IPO)",
     causes=(
         "a learning rate that is too high",
         "a model so sure of its training pairs that it pays for every other",
@@ -65,8 +65,8 @@ AT_CHANCE = Kind(
     name="accuracy-at-chance",
     severity="warning",
     title="The model is right about as often as a coin",
-    when=f"the 95 % interval of the accuracy in `results.json` wholly between {1 - CHANCE:g} and {CHANCE:g}, or, in the "
-    "last quarter, that of the training `accuracy`",
+    when=f"the 95 % interval of the accuracy in `results.json` wholly between {1 - CHANCE:g} and {CHANCE:g}, or, in "
+    "the last quarter, that of the training `accuracy`",
     causes=(
         "labels at random: rankings joined with the wrong responses, or raters who do not agree",
         "a learning rate of 0 or too low, or too few pairs",
