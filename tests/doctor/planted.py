@@ -366,14 +366,6 @@ FAULTS = (
     ),
     Fault(
         finding="all-truncated",
-        what="a length limit of one token, and a penalty too small to teach brevity",
-        strength="`truncation_penalty`",
-        set_at=(0.0,),
-        tried_at=(0.1, 0.3),
-        plant=lambda x: {"decoding": {"max_new_tokens": 1}, "truncation_penalty": x},
-    ),
-    Fault(
-        finding="all-truncated",
         what="the sampler does not know the end token",
         strength="`max_new_tokens`",
         set_at=(12,),

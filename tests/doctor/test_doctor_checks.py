@@ -285,6 +285,20 @@ def test_an_older_runs_metrics_are_read() -> None:
             assert names(measured("ppo", {name: None})) == [], name
 
 
+def test_a_jump_is_too_large_a_step_even_where_no_ratio_shows_it() -> None:
+    """With one minibatch and one inner epoch every ratio is 1. 10 tokens a response: 5 nats are half a nat a token."""
+    still: dict[str, Column | None] = {
+        "clip_fraction": 0.0,
+        "approx_kl": 0.0,
+        "kl_coef": 0.0,
+        "reward": -0.25,
+        "score": 0.0,
+    }
+    (finding,) = diagnose(measured("ppo", still | {"kl": [0.1] * 9 + [5.2] + [0.1] * 6})).findings
+    assert finding.seen == "The KL rose from 0.1 to 5.2 nats a response at iteration 9."
+    assert names(measured("ppo", still | {"kl": [0.1] * 9 + [5.0] + [0.1] * 6})) == []
+
+
 def test_a_good_stretch_does_not_hide_a_bad_one() -> None:
     """The sum is over the worst stretch: -0.5 x 64 x 2 = -64 nats in two iterations; the whole sum is positive."""
     kl = [1.0] * 7 + [-0.5] * 2 + [1.0] * 7
@@ -334,6 +348,13 @@ def test_epochs_are_compared_where_there_are_several() -> None:
     assert finding.seen == "Mean loss 1 over steps 0-7, 1 over 8-15."
     same = diagnose(measured("sft", {"validation_loss": 0.7}))
     assert [finding.seen for finding in same.findings] == ["The validation loss is 0.7 after every epoch."]
+
+
+def test_a_loss_that_blew_up_and_came_back_has_risen() -> None:
+    loss = [1.0, 1.9, 2.0, 2.2, *[0.8 - 0.02 * step for step in range(12)]]  # 2.03 over steps 1-3
+    (finding,) = diagnose(measured("sft", {"loss": loss})).findings
+    assert finding.seen == "Mean loss 2.03 over steps 1-3, 1 at first."
+    assert names(measured("sft", {"loss": [1.0, 1.9, 2.0, 2.0, *loss[4:]]})) == []
 
 
 def test_thresholds_leave_room_for_what_docs_call_usual() -> None:

@@ -23,14 +23,14 @@ Taste = Literal["known", "unknown", "reversed"]
 
 
 def rankings(count: int, *, seed: int, taste: Taste = "known") -> list[Ranking]:
-    """Pairs of a response that ends with a liked word and one that ends with a disliked one."""
+    """Pairs of a response that ends with a liked word and one that ends with a disliked one; raters err in a fifth."""
     random_, asked, found = random.Random(seed), prompts(), list[Ranking]()
     for number in range(count):
         shown = tuple(
             Response(text=" ".join([*random_.choices(SAID[5:15], k=2), random_.choice(sorted(words))]))
             for words in (LIKED, DISLIKED)
         )
-        first_is_better = {"known": True, "reversed": False, "unknown": random_.random() < 0.5}[taste]
+        first_is_better = random_.random() < {"known": 0.8, "reversed": 0.2, "unknown": 0.5}[taste]
         order = ((0,), (1,)) if first_is_better else ((1,), (0,))
         found.append(Ranking(prompt=asked[number % len(asked)], responses=shown, order=order))
     return found
@@ -119,6 +119,6 @@ def test_healthy_dpo(talker: str, tmp_path: Path) -> None:
     assert found_in(dpo(tmp_path / "dpo", talker, 1e-4)) == []
 
 
-@pytest.mark.parametrize(("rate", "found"), [(1e-20, "policy-not-moving"), (0.03, "margin-exploding")])
+@pytest.mark.parametrize(("rate", "found"), [(1e-20, "policy-not-moving"), (0.03, "chosen-less-likely")])
 def test_dpo_at_a_wrong_rate(talker: str, tmp_path: Path, rate: float, found: str) -> None:
     assert found in found_in(dpo(tmp_path / "dpo", talker, rate))

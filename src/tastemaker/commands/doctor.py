@@ -57,27 +57,35 @@ def show(diagnoses: Sequence[Diagnosis], run: Path, console: Console) -> None:
         place = measured.folder.relative_to(run) if measured.folder != run else measured.folder
         count = f"{len(measured.rows)} {'iterations' if measured.stage == 'ppo' else 'steps'}"
         state = "" if measured.finished else ", not finished"
-        console.print(Text.assemble((str(place), "bold"), f"  {STAGES[measured.stage]}, {count}{state}"))
+        console.print(
+            Text.assemble((str(place), "bold"), f"  {STAGES[measured.stage]}, {count}{state}"), soft_wrap=True
+        )
         for finding in diagnosis.findings:
             _show_finding(finding, console)
         if diagnosis.is_short:
-            console.print(Padding(Text("too short for its course to be judged"), (0, 0, 0, 2)))
+            _print(Text("too short for its course to be judged"), console, indent=2)
         elif not diagnosis.findings:
-            console.print(Padding(Text("nothing looks wrong", style="green"), (0, 0, 0, 2)))
+            _print(Text("nothing looks wrong", style="green"), console, indent=2)
         console.print()
-    console.print(Text(_sum(diagnoses)))
+    console.print(Text(_sum(diagnoses)), soft_wrap=not console.is_terminal)
 
 
 def _show_finding(finding: Finding, console: Console) -> None:
     kind = finding.kind
-    console.print(
-        Padding(Text.assemble((kind.severity, STYLES[kind.severity]), f"  {kind.title} ({kind.name})"), (0, 0, 0, 2))
-    )
+    _print(Text.assemble((kind.severity, STYLES[kind.severity]), f"  {kind.title} ({kind.name})"), console, indent=2)
     parts = (("Seen", (finding.seen,)), ("Likely cause", kind.causes), ("Try", kind.tries))
     for name, lines in parts:
         for number, line in enumerate(lines):
             lead = f"{name}: " if number == 0 else "or: "
-            console.print(Padding(Text(f"{lead}{line}"), (0, 0, 0, 4 if number == 0 else 6)))
+            _print(Text(f"{lead}{line}"), console, indent=4 if number == 0 else 6)
+
+
+def _print(text: Text, console: Console, *, indent: int) -> None:
+    """A line that is set in; on a terminal what it is broken into as well."""
+    if console.is_terminal:
+        console.print(Padding(text, (0, 0, 0, indent), expand=False))
+    else:
+        console.print(Text(" " * indent) + text, soft_wrap=True)
 
 
 def _sum(diagnoses: Sequence[Diagnosis]) -> str:

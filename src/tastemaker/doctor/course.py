@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
+from itertools import pairwise
 
 from tastemaker.doctor.findings import Check, Finding, Kind, Measured, Series, ends, number
 
@@ -49,7 +50,8 @@ UPDATE = Kind(
     severity="warning",
     title="The policy's steps are too large",
     when=f"over {QUICK} iterations a mean `clip_fraction` above {CLIP_FRACTION:g}, or a mean `approx_kl` above "
-    f"{APPROX_KL:g} nats a token; or `kl` up by more than {KL_PER_TOKEN:g} nats a token from one iteration to the next",
+    f"{APPROX_KL:g} nats a token; or `kl` up by more than {KL_PER_TOKEN:g} nats a token and {KL_PER_RESPONSE:g} "
+    "a response from one iteration to the next",
     causes=(
         "a learning rate that is too high",
         "too many optimizer steps on one rollout (`minibatches` times `inner_epochs`)",
@@ -218,12 +220,12 @@ def update_too_large(measured: Measured) -> Finding | None:
         series = measured.series(name)
         if series and (worst := series.worst_mean(QUICK)).mean > limit:
             return UPDATE.seen(f"Mean {name} {number(worst.mean)} over iterations {worst.span} (limit {limit:g}).")
-    per_token = _kl_per_token(measured)
-    jumps = [(after - before, place) for place, (before, after) in enumerate(_neighbours(per_token))]
-    if not jumps or (most := max(jumps))[0] <= KL_PER_TOKEN:
-        return None
-    step = per_token.steps[most[1] + 1]
-    return UPDATE.seen(f"The KL rose by {number(most[0])} nats a token from one iteration to the next, at {step}.")
+    for (_, (before, _)), (step, (after, tokens)) in pairwise(measured.together("kl", "response_tokens")):
+        if after - before > max(KL_PER_RESPONSE, KL_PER_TOKEN * tokens):
+            return UPDATE.seen(
+                f"The KL rose from {number(before)} to {number(after)} nats a response at iteration {step}."
+            )
+    return None
 
 
 def kl_exploding(measured: Measured) -> Finding | None:
@@ -387,10 +389,6 @@ def forgetting(measured: Measured) -> Finding | None:
 def _kl_per_token(measured: Measured) -> Series:
     rows = measured.together("kl", "response_tokens")
     return Series(tuple(step for step, _ in rows), tuple(kl / max(1.0, tokens) for _, (kl, tokens) in rows))
-
-
-def _neighbours(series: Series) -> Sequence[tuple[float, float]]:
-    return list(zip(series.values, series.values[1:], strict=False))
 
 
 def _since_the_start(measured: Measured, name: str) -> tuple[float, Series] | None:

@@ -16,6 +16,9 @@ LEAST = 12  # steps; a step's loss is of its own batch, and batches differ
 ERRORS = 3.0  # standard errors
 FALLEN = 0.005  # of the loss: less is no learning, if it is within two standard errors too
 RISEN = 0.02  # of the loss, beside the errors
+# The first step's loss is of the model as it was given. Batches differ, by half in the demo; three in a row by less.
+BLOWN_UP = 2.0
+QUICK = 3  # consecutive steps
 OVERFIT = 0.1  # of the lowest validation loss
 # A model that knows nothing of the raters' taste is right in half of the pairs. That is said where it is sure: where
 # the whole interval lies near a half.
@@ -44,7 +47,7 @@ RISING = Kind(
     severity="warning",
     title="The loss rises",
     when=f"the mean `loss` of the last epoch (with one, the last quarter) above that of the first by {ERRORS:g} "
-    f"standard errors and {RISEN:.0%}",
+    f"standard errors and {RISEN:.0%}; or {QUICK} steps in a row with a mean above {BLOWN_UP:g} times the first step's",
     causes=("a learning rate that is too high", "a warm-up that is too short"),
     tries=("`optimizer.learning_rate` lower by a factor of 3", "`optimizer.warmup_steps`"),
 )
@@ -139,6 +142,11 @@ def loss_not_falling(measured: Measured) -> Finding | None:
 
 
 def loss_rising(measured: Measured) -> Finding | None:
+    loss = measured.series("loss")
+    if len(loss) > QUICK and (worst := loss.worst_mean(QUICK)).mean > BLOWN_UP * abs(loss.values[0]):
+        return RISING.seen(
+            f"Mean loss {number(worst.mean)} over steps {worst.span}, {number(loss.values[0])} at first."
+        )
     found = _first_and_last(measured, "loss")
     if found is None or not _has_risen(*found):
         return None
