@@ -1,6 +1,8 @@
 """Write docs/configuration.md and docs/metrics.md from the code: commands, config fields, metrics.
 
-scripts/make-docs            write both
+In docs/doctor.md the table of findings is made, between two marks.
+
+scripts/make-docs            write them
 scripts/make-docs --check    only say whether they are up to date (exit code 1 if not)
 """
 
@@ -22,7 +24,8 @@ from typing import Any, Literal, Union, get_args, get_origin
 import tyro
 
 from tastemaker.cli import COMMANDS, EPILOGUE
-from tastemaker.commands import inspecting, intake, people, sampling, training, whole
+from tastemaker.commands import doctor, inspecting, intake, people, sampling, training, whole
+from tastemaker.doctor import KINDS
 from tastemaker.metrics import METRICS
 from tastemaker.recipe import Recipe
 
@@ -38,6 +41,7 @@ OPTIONS = {
     "dpo": training._DpoOptions,
     "evaluate": whole._EvaluateOptions,
     "report": whole._ReportOptions,
+    "doctor": doctor._DoctorOptions,
 }
 POSITIONAL = get_args(tyro.conf.Positional[int])[1]
 MADE = "<!-- made by scripts/make-docs; change the docstrings and run it again -->"
@@ -246,12 +250,27 @@ def metrics() -> str:
     )
 
 
+def with_findings(page: str) -> str:
+    """docs/doctor.md with the table of findings as the code has it."""
+    start, end = "<!-- findings: made by scripts/make-docs -->\n", "<!-- end of findings -->\n"
+    before, _, rest = page.partition(start)
+    _, mark, after = rest.partition(end)
+    assert mark, f"docs/doctor.md lacks {start.strip()} or {end.strip()}"
+    lines = ["| finding | what it says | when | likely causes | what to try |", "|---|---|---|---|---|"]
+    for kind in KINDS:
+        name = f"`{kind.name}`, {kind.severity}"
+        cells = (name, kind.title, kind.when, "; ".join(kind.causes), "; ".join(kind.tries))
+        lines.append("| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |")
+    return before + start + "\n" + "\n".join(lines) + "\n\n" + end + after
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--check", action="store_true", help="write nothing; exit with 1 if a file is out of date")
     check = parser.parse_args().check
     stale = []
-    for name, text in (("configuration.md", configuration()), ("metrics.md", metrics())):
+    doctor_page = with_findings((DOCS / "doctor.md").read_text(encoding="utf-8"))
+    for name, text in (("configuration.md", configuration()), ("metrics.md", metrics()), ("doctor.md", doctor_page)):
         path = DOCS / name
         if not path.exists() or path.read_text(encoding="utf-8") != text:
             stale.append(name)

@@ -23,7 +23,7 @@ LAYERS = (
     "generation training corpus scoring responses",
     "stages",
     "recipe preflight forecast inputs round round_comparisons round_evaluation evaluation_sampling pipeline report "
-    "labelling evaluation_alone inspection",
+    "doctor labelling evaluation_alone inspection",
     "commands cli",
 )
 LAYER = {name: number for number, layer in enumerate(LAYERS) for name in layer.split()}
@@ -137,7 +137,8 @@ def test_the_lower_layers_start_without_torch() -> None:
 
 def test_commands_about_people_and_prompts_and_reports_start_without_torch() -> None:
     loaded = loaded_by(
-        "import tastemaker.commands.intake, tastemaker.commands.people, tastemaker.labelling.serve, tastemaker.report"
+        "import tastemaker.commands.intake, tastemaker.commands.people, tastemaker.labelling.serve, tastemaker.report\n"
+        "import tastemaker.commands.doctor"
     )
     assert loaded & {"torch", "transformers"} == set()
 

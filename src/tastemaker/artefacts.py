@@ -5,6 +5,8 @@ is written last and makes the folder finished. So a folder whose manifest matche
 skipped, one that was interrupted is resumed, and anything else is begun anew. Hashes are taken of content, in canonical
 order; timings are left out of what is compared.
 
+Where a check of the training stopped it, `started.json` says why, for whoever asks the doctor.
+
 A result that a stage replaces is set aside until the new one is finished. If something that was given turns out to be
 wrong before anything was written, the folder is left as it was found. A stage may name one file to `keep`: it is
 handed on to whatever task comes next in the folder, because people's answers belong to it.
@@ -30,7 +32,7 @@ from typing import Any
 
 from tastemaker import __version__
 from tastemaker.config import to_json
-from tastemaker.errors import DataError, TastemakerError
+from tastemaker.errors import DataError, TastemakerError, TrainingError
 from tastemaker.files import atomic_write, write_json
 
 MANIFEST = "manifest.json"
@@ -69,17 +71,19 @@ def run_stage(
     if done is not None and _same_task(done, task) and _outputs_stand(folder, done):
         return StageOutcome(folder, skipped=True, seconds=float(done["seconds"]))
     before = _seconds_spent(folder, task, keep)
-    began = time.monotonic()
+    began, stopped = time.monotonic(), dict[str, Any]()
     forget_peak_memory()
     try:
         told = work(folder)
-    except TastemakerError:
+    except TastemakerError as error:
+        if isinstance(error, TrainingError):
+            stopped = {"stopped": {"message": str(error), "finding": error.finding}}
         _put_back(folder, keep)
         raise
     finally:
         seconds = before + time.monotonic() - began
         if (folder / STARTED).exists():
-            write_json(folder / STARTED, task | {"seconds": seconds})
+            write_json(folder / STARTED, task | {"seconds": seconds} | stopped)
     shutil.rmtree(folder / CHECKPOINT, ignore_errors=True)
     manifest = task | {
         "outputs": hash_tree(folder),
@@ -186,6 +190,8 @@ def _seconds_spent(folder: Path, task: Mapping[str, Any], keep: str | None) -> f
         if _same_task(earlier, task):
             for partial in folder.rglob(".*.partial"):  # what a kill left of a file being written
                 partial.unlink()
+            if earlier.pop("stopped", None) is not None:  # it goes on
+                write_json(started, earlier)
         else:  # another task was interrupted here; its mark goes last, so that a kill here leaves it to be seen
             earlier = {}
             _clear(folder, but=(STARTED, keep))

@@ -27,11 +27,13 @@ COMMANDS = {
     "inspect": ("show what a stage sees of its data, token by token", "inspecting"),
     "label": ("let people answer in the browser; see what is missing, hand out tasks, take answers in", "people"),
     "report": ("write report.html for a run", "whole"),
+    "doctor": ("say what looks wrong with a run, why, and what to try", "doctor"),
 }
 EPILOGUE = """\
 `tastemaker COMMAND --help` lists a command's options. A recipe's fields can be set on the command line:
   tastemaker run recipes/tiny.toml --out out/demo --seed 1 --policy.ppo-ptx.kl-coef 0.05
-Exit codes: 0 done; 2 something given is wrong, one sentence says what; 3 people have to answer first."""
+Exit codes: 0 done; 1 the doctor found something wrong; 2 something given is wrong, one sentence says what;
+3 people have to answer first."""
 
 
 def usage() -> str:
@@ -68,7 +70,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 2
     try:
         module = importlib.import_module(f"tastemaker.commands.{COMMANDS[name][1]}")
-        getattr(module, name)(rest)
+        code: int | None = getattr(module, name)(rest)
     except TastemakerError as error:
         kind = "waiting" if error.exit_code == 3 else "error"
         print(f"{kind}: {error}", file=sys.stderr)
@@ -85,7 +87,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         print("interrupted; the same command continues where it stopped", file=sys.stderr)
         return 130
-    return 0
+    return code or 0
 
 
 if __name__ == "__main__":

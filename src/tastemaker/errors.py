@@ -40,7 +40,11 @@ class ModelError(TastemakerError):
 
 
 class TrainingError(TastemakerError):
-    """Training met something that must not be trained through."""
+    """Training met something that must not be trained through; `finding` is what `tastemaker doctor` calls it."""
+
+    def __init__(self, message: str, *, finding: str | None = None) -> None:
+        self.finding = finding
+        super().__init__(message)
 
 
 class StoreError(TastemakerError):

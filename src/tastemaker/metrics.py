@@ -44,6 +44,7 @@ METRICS: Mapping[str, Metric] = {
     "score_gap": Metric("1", "mean score of the better minus the worse response of a pair"),
     # RL
     "score": Metric("1", "mean score of the responses, before penalties"),
+    "score_spread": Metric("1", "standard deviation of the scores of an iteration's responses"),
     "reward": Metric("1", "mean over responses of the summed reward, the KL penalty and others in it"),
     "kl": Metric("nats/response", "estimate k1 of KL(policy || reference), summed over a response"),
     "kl_error": Metric("nats/response", "standard error of `kl` over the responses of the iteration"),
@@ -58,6 +59,10 @@ METRICS: Mapping[str, Metric] = {
     "clip_fraction": Metric("share", "tokens where the clip took hold: the policy's clipped loss is the larger"),
     "value_clip_fraction": Metric("share", "tokens where the clip took hold: the value's clipped error is the larger"),
     "approx_kl": Metric("nats/token", "half the mean squared change of log-prob since the rollout"),
+    "first_log_ratio": Metric(
+        "nats/token",
+        "mean absolute change of log-prob at the iteration's first minibatch, before anything is trained",
+    ),
     "ratio_mean": Metric("1", "mean of new over old probability"),
     "ratio_max": Metric("1", "largest of new over old probability in the iteration"),
     "sampler_mismatch": Metric("nats/token", "mean absolute difference of sampler and trainer log-probs"),
@@ -89,7 +94,10 @@ class MetricsWriter:
             raise TrainingError(f"metrics {', '.join(undeclared)} are not declared in tastemaker.metrics")
         for name, value in values.items():
             if not math.isfinite(value):
-                raise TrainingError(f"the metric {name} is {value} at step {step}; training cannot go on from there.")
+                raise TrainingError(
+                    f"the metric {name} is {value} at step {step}; training cannot go on from there.",
+                    finding="not-finite",
+                )
         row = {"step": step} | {name: float(value) for name, value in values.items()}
         with self.path.open("a", encoding="utf-8") as file:
             file.write(json.dumps(row) + "\n")

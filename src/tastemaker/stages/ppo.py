@@ -277,6 +277,7 @@ class PpoRun:
         distance_M = (old_logprob_BT - sampled_BT)[mask_BT].abs()
         return experience, {
             "score": float(score_B.mean()),
+            "score_spread": float(score_B.std(correction=0)),
             "reward": float(reward_BT.sum(1).mean()),
             "kl": float(kl_B.mean()),
             "kl_error": standard_error(kl_B),
@@ -479,12 +480,13 @@ class PpoRun:
 
     def _check_ratio(self, report: StepReport, iteration: int) -> None:
         """At an iteration's first minibatch nothing has changed since the rollout, so every ratio is 1."""
-        drift = report.sums["abs_log_ratio"] / max(report.sums["tokens"], 1.0)
+        drift = _drift(report)
         if drift > self._tolerance():
             raise TrainingError(
                 f"at the first minibatch of iteration {iteration} new and old log-probs differ by {drift:.2e} nats "
                 f"a token, though nothing was trained in between (allowed: {self._tolerance():.0e}). The rollout was "
-                "scored under other weights, another temperature or with dropout on."
+                "scored under other weights, another temperature or with dropout on.",
+                finding="ratio-not-1",
             )
 
     def _tolerance(self) -> float:
@@ -501,6 +503,7 @@ class PpoRun:
             "clip_fraction": sum(report.sums["clipped"] for report in policy) / tokens,
             "value_clip_fraction": sum(report.sums["value_clipped"] for report in value or policy) / tokens,
             "approx_kl": 0.5 * sum(report.sums["square_log_ratio"] for report in policy) / tokens,
+            "first_log_ratio": _drift(policy[0]),
             "ratio_mean": sum(report.sums["ratio"] for report in policy) / tokens,
             "ratio_max": self.ratio_max,
         }
@@ -513,6 +516,11 @@ class PpoRun:
         else:
             metrics["value_loss"] = sum(report.sums["value_loss"] for report in policy) / len(policy)
         return metrics
+
+
+def _drift(report: StepReport) -> float:
+    """Mean absolute change of log-prob since the rollout, nats a token."""
+    return report.sums["abs_log_ratio"] / max(report.sums["tokens"], 1.0)
 
 
 class _Controller:

@@ -91,7 +91,8 @@ class Trainer:
                     self.optimizer.zero_grad(set_to_none=True)
                     raise TrainingError(
                         f"the loss is {value} at optimizer step {self.steps_taken}; the weights were not changed. "
-                        "Usual causes: a learning rate that is too high, or data with extreme lengths or scores."
+                        "Usual causes: a learning rate that is too high, or data with extreme lengths or scores.",
+                        finding="not-finite",
                     )
                 loss.value.backward()  # type: ignore[no-untyped-call]
                 total += value
@@ -107,7 +108,8 @@ class Trainer:
             self.optimizer.zero_grad(set_to_none=True)
             raise TrainingError(
                 f"the gradient's norm is {norm} at optimizer step {self.steps_taken}; the weights were not changed. "
-                "Lower the learning rate, or look for extreme inputs."
+                "Lower the learning rate, or look for extreme inputs.",
+                finding="not-finite",
             )
         if norm > self.config.max_grad_norm:  # otherwise every gradient would be multiplied by 1
             nn.utils.clip_grads_with_norm_(self.parameters, self.config.max_grad_norm, torch.tensor(norm))
