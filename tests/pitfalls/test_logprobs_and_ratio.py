@@ -86,13 +86,13 @@ def test_16_the_ratio_is_not_1_before_anything_is_trained(
     Here: both are read by `LanguageModel.predict` under one precision and temperature, and `PpoRun._check_ratio` stops
     the run at an iteration's first minibatch (allowed: 2e-4 nats a token in fp32, 0.1 in bf16).
     """
-    run = run_of(base, inner_epochs=2, policy=optimizer(precision))
+    run = run_of(base, minibatches=1, inner_epochs=3, policy=optimizer(precision))
     for iteration in range(2):
         first, *later = policy_steps(run, monkeypatch, iteration)
         assert per_token(first, "abs_log_ratio") < tolerance
         assert per_token(first, "ratio") == pytest.approx(1, abs=tolerance)
         assert 0.5 * per_token(first, "square_log_ratio") < tolerance**2
-        assert len(later) == 5
+        assert len(later) == 2
         assert per_token(later[-1], "abs_log_ratio") > 1e-5
 
 
@@ -161,7 +161,7 @@ def test_18_dropout_is_on_while_log_probs_and_values_are_read(tmp_path: Path) ->
     Here: `checkpoint.load_policy` and `new_reward_model` set every dropout of the config to 0 and leave the model in
     evaluation mode. Either alone would do, so a model that somebody puts into training mode reads the same.
     """
-    dropouts = {"resid_pdrop": 0.5, "embd_pdrop": 0.5, "attn_pdrop": 0.5}
+    dropouts: dict[str, Any] = {"resid_pdrop": 0.5, "embd_pdrop": 0.5, "attn_pdrop": 0.5}
     run = run_of(str(save_model(tmp_path / "base", "gpt2", **dropouts)), minibatches=1)
     assert isinstance(run.value, RewardModel)
     for model in (run.policy, run.reference, run.value):
