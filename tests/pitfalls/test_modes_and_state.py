@@ -424,8 +424,8 @@ def test_70_the_reward_rises_while_the_work_gets_worse(tmp_path: Path) -> None:
 
 def test_70_a_policy_beyond_its_budget_of_kl_is_pulled_back(base: str) -> None:
     """The coefficient grows by 1 + .2 * 6 / 3 = 1.4 where the KL of six episodes is above its target (horizon 3)."""
-    settings: dict[str, Any] = {"kl_coef": 0.1, "adaptive_kl": {"target": 1e-6, "horizon": 3.0}, "iterations": 2}
-    run = run_of(base, policy={"learning_rate": 0.02, "schedule": "constant"}, **settings)
+    adam = {"learning_rate": 0.02, "schedule": "constant"}
+    run = run_of(base, policy=adam, kl_coef=0.1, adaptive_kl={"target": 1e-6, "horizon": 3.0})
     run.step(0)  # before it the KL is 0, far below the target: .1 (1 - .4)
     assert run.kl_coef == pytest.approx(0.06)
     metrics = run.step(1)
