@@ -44,6 +44,11 @@ def layers_recomputed(module: nn.Module) -> Iterator[None]:
             layer.gradient_checkpointing, layer.training = False, training
 
 
+def layers_in(module: nn.Module) -> list[nn.Module]:
+    """The layers of the models in `module`, as far as the architecture is one that tells them."""
+    return [layer for layer, _ in _layers(module)]
+
+
 def _layers(module: nn.Module) -> list[tuple[Any, Any]]:
     """Every layer that can be computed again, with the config that says how its model attends."""
     config_of: dict[int, tuple[Any, Any]] = {}

@@ -25,11 +25,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from tastemaker import parallel, processes
 from tastemaker.checkpoint import load_policy, load_reward_model, new_reward_model, save_policy
 from tastemaker.clipping import explained_variance, ratio_sums, value_sums
 from tastemaker.console import say
 from tastemaker.corpus import encode_texts, next_token_places, permutation, shuffled_forever, text_loss
-from tastemaker.errors import DataError, ModelError, TrainingError
+from tastemaker.errors import ConfigError, DataError, ModelError, TrainingError
 from tastemaker.generation import FinishReason, Rollout
 from tastemaker.lora import adapters_off, add_adapters
 from tastemaker.losses import adaptive_kl_coef, gae, policy_loss, ptx_loss, shaped_rewards, value_loss, whiten
@@ -123,6 +124,8 @@ class PpoRun:
     ) -> None:
         if config.ptx_coef and not pretraining:
             raise DataError(f"ptx_coef is {config.ptx_coef}, but no pretraining text was given.")
+        if processes.several():
+            check_for_several(config)
         self.config, self.scorer, self.seed, self.kl_coef = config, scorer, seed, config.kl_coef
         self.ratio_max = 0.0  # of the iteration so far
         self.policy = load_policy(init).to(device)
@@ -142,7 +145,9 @@ class PpoRun:
         )
         # With a decay of 0 the average is the policy itself, which need not be held twice.
         self.average = WeightAverage(self.policy.library) if config.ema_decay else None
-        self.generator = engine_for(self.policy, config.decoding, precision=config.policy.precision)
+        # The engine reads whole weights; where the policy lies in parts, a copy has them.
+        self.sampler = freeze(load_policy(init), "float32").to(device) if processes.several() else self.policy
+        self.generator = engine_for(self.sampler, config.decoding, precision=config.policy.precision)
         self.draw_prompt = shuffled_forever(len(self.prompts), seed=seed)
         self.draw_text = shuffled_forever(max(1, len(self.texts)), seed=seed)
 
@@ -171,15 +176,24 @@ class PpoRun:
         return metrics
 
     def roll_out(self, chosen: Sequence[int], iteration: int) -> list[Rollout]:
-        """One response to each chosen prompt, drawn from the policy as it is now."""
-        self.generator.load_weights(self.policy.library, iteration)
-        groups = self.generator.generate(
-            [self.prompt_ids[index] for index in chosen],
-            1,
-            sampling_for(self.policy, self.config.decoding),
-            [seed_for(self.seed, "ppo", iteration, place) for place in range(len(chosen))],
-        )
-        return [group[0] for group in groups]
+        """One response to each chosen prompt, drawn from the policy as it is now.
+
+        Its seed follows from its place in the batch, whichever process draws it.
+        """
+        if self.sampler is not self.policy:
+            parallel.fill(self.sampler.library, self.policy.library)
+        self.generator.load_weights(self.sampler.library, iteration)
+
+        def draw(places: Sequence[int]) -> list[Rollout]:
+            groups = self.generator.generate(
+                [self.prompt_ids[chosen[place]] for place in places],
+                1,
+                sampling_for(self.policy, self.config.decoding),
+                [seed_for(self.seed, "ppo", iteration, place) for place in places],
+            )
+            return [group[0] for group in groups]
+
+        return parallel.in_shares(len(chosen), draw)
 
     @torch.no_grad()
     def observe(
@@ -314,15 +328,19 @@ class PpoRun:
 
         In the precision of `trainer`, by default the policy's.
         """
-        parts: list[Tensor | None] = [None] * len(sequences)
-        for group in microbatches([len(ids) for ids in sequences], budget=self.config.microbatch_tokens):
-            places = self._pack(sequences, prompts, group)
+        parts = [torch.zeros(length, device=self.policy.device) for length in responses]
+        for turn in parallel.turns(self._microbatches([len(ids) for ids in sequences])):
+            places = self._pack(sequences, prompts, turn.item)
             with (trainer or self.policy_trainer).autocast():
                 value_M = read(*places).float()
-            for index, part in zip(group, torch.split(value_M, [responses[i] for i in group]), strict=True):
+            of_each = torch.split(value_M, [responses[index] for index in turn.item])
+            for index, part in zip(turn.item, of_each, strict=True) if turn.counts else ():
                 parts[index] = part
-        value_BT, _ = pad_rows(torch.cat([part for part in parts if part is not None]), responses)
+        value_BT, _ = pad_rows(parallel.summed(torch.cat(parts)), responses)
         return value_BT
+
+    def _microbatches(self, costs: Sequence[int]) -> list[list[int]]:
+        return microbatches(costs, budget=self.config.microbatch_tokens, shares=processes.count())
 
     def _pack(
         self,
@@ -345,7 +363,8 @@ class PpoRun:
     def _policy_step(self, experience: Experience, chosen: Sequence[int], place: int) -> tuple[StepReport, float]:
         groups = self._groups(experience, chosen)
         num_tokens = max(1.0, float(experience.mask_BT[list(chosen)].sum()))
-        loss, sums = self.policy_trainer.accumulate(groups, partial(self._policy_loss, experience), num_tokens)
+        loss_of = partial(self._policy_loss, experience)
+        loss, sums = self.policy_trainer.accumulate(groups, loss_of, num_tokens, last=not self.texts)
         ptx = 0.0
         if self.texts:
             batches, num_predicted = self._text_batch(len(chosen), place)
@@ -395,13 +414,13 @@ class PpoRun:
         return pad_rows(value_M, counts, width=experience.mask_BT.shape[1])
 
     def _groups(self, experience: Experience, chosen: Sequence[int]) -> list[list[int]]:
-        groups = microbatches([experience.cost(index) for index in chosen], budget=self.config.microbatch_tokens)
+        groups = self._microbatches([experience.cost(index) for index in chosen])
         return [[chosen[place] for place in group] for group in groups]
 
     def _text_batch(self, episodes: int, place: int) -> tuple[list[Packed], float]:
         amount = max(1, round(episodes * self.config.ptx_examples_per_episode))
         pieces = [self.texts[index] for index in self.draw_text(place * amount, amount)]
-        groups = microbatches([len(ids) for ids in pieces], budget=self.config.microbatch_tokens)
+        groups = self._microbatches([len(ids) for ids in pieces])
         batches = [pack([pieces[index] for index in group]).to(self.policy.device) for group in groups]
         return batches, float(sum(len(ids) - 1 for ids in pieces))
 
@@ -447,7 +466,7 @@ class PpoRun:
             "value_clip_fraction": sum(report.sums["value_clipped"] for report in value or policy) / tokens,
             "approx_kl": 0.5 * sum(report.sums["square_log_ratio"] for report in policy) / tokens,
             "ratio_mean": sum(report.sums["ratio"] for report in policy) / tokens,
-            "ratio_max": self.ratio_max,
+            "ratio_max": parallel.largest(self.ratio_max),
         }
         if self.texts:
             metrics["ptx_loss"] = sum(ptx) / len(ptx)
@@ -458,6 +477,20 @@ class PpoRun:
         else:
             metrics["value_loss"] = sum(report.sums["value_loss"] for report in policy) / len(policy)
         return metrics
+
+
+def check_for_several(config: PpoConfig) -> None:
+    """Refuse what several processes cannot train together.
+
+    Raises:
+        ConfigError: adapters, or a value function on the policy's own trunk.
+    """
+    for asked, setting, instead in (
+        (config.lora is not None, "lora is set", "leave lora out"),
+        (config.value_function == "shared", "value_function is 'shared'", "set it to 'separate'"),
+    ):
+        if asked:
+            raise ConfigError(f"{setting}, which several processes cannot train together; start one, or {instead}.")
 
 
 class _Controller:
