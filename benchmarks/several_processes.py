@@ -48,15 +48,9 @@ def _compared(folder: Path, name: str) -> dict[str, Any]:
         "stage": name,
         "parameters": sum(tensor.numel() for tensor in one.values()),
         "steps": each * len(rows),
-        "moved": _moved(one, start),
+        "moved": jobs.moved(one, start),
         "difference": jobs.largest_difference(one, several),
     }
-
-
-def _moved(one: Mapping[str, torch.Tensor], start: Mapping[str, torch.Tensor]) -> float:
-    """By how much weights moved that both have: a reward model has another head than what it started from."""
-    shared = [name for name in one if name in start and one[name].shape == start[name].shape]
-    return max(float((one[name] - start[name]).abs().max()) for name in shared)
 
 
 def render(count: int, versions: Mapping[str, str], rows: Sequence[Mapping[str, Any]]) -> str:

@@ -158,7 +158,7 @@ def joined(threads: int | None = None) -> Iterator[None]:
         if isinstance(error, distributed.DistError) or "gloo" in str(error):
             raise TrainingError(
                 "another process of this job has ended or hangs, and this one cannot go on without it; what that one "
-                f"said tells why ({next(iter(str(error).splitlines()), 'no reason given')})."
+                "has said tells why."
             ) from error
         raise
 

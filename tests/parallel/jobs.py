@@ -50,7 +50,7 @@ TEXTS = [Text(text=" ".join(f"w{(7 * place + number) % 90}" for place in range(5
 def make_models(folder: Path) -> None:
     """What trainings start from: a policy, one with tied embeddings, one that ends its responses, a reward model."""
     base = save_model(folder / "base", max_position_embeddings=64)
-    save_model(folder / "tied", "qwen2", seed=3, max_position_embeddings=64, tie_word_embeddings=True)
+    save_model(folder / "tied", seed=3, max_position_embeddings=64, tie_word_embeddings=True)
     judge = new_reward_model(str(base), seed=5)
     judge.offset += 0.375
     save_reward_model(folder / "judge", judge)
@@ -207,3 +207,9 @@ def largest_difference(one: Mapping[str, Tensor], other: Mapping[str, Tensor]) -
     """The largest difference of any parameter of two models of a kind."""
     assert one.keys() == other.keys()
     return max(float((tensor - other[name]).abs().max()) for name, tensor in one.items())
+
+
+def moved(model: Mapping[str, Tensor], start: Mapping[str, Tensor]) -> float:
+    """By how much weights moved that both have: a reward model has another head than what it started from."""
+    shared = [name for name in model if name in start and model[name].shape == start[name].shape]
+    return max(float((model[name] - start[name]).abs().max()) for name in shared)

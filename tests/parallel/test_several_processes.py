@@ -23,6 +23,7 @@ from tastemaker.cli import main
 from tastemaker.metrics import read_metrics
 
 TOLERANCE = 1e-5
+FOLDERS = ("one", "several")
 
 
 @pytest.fixture(scope="module")
@@ -59,23 +60,18 @@ def check_alike(rows: list[dict[str, float]], expected: list[dict[str, float]]) 
 
 @pytest.mark.parametrize(("name", "start"), [("sft", "base"), ("dpo", "tied"), ("ppo", "ending/model")])
 def test_parameters_are_those_of_one_process(folder: Path, name: str, start: str) -> None:
-    one, several = (jobs.weights(folder / kind / name / "model") for kind in ("one", "several"))
+    one, several = (jobs.weights(folder / kind / name / "model") for kind in FOLDERS)
     assert jobs.largest_difference(one, several) < TOLERANCE
-    assert jobs.largest_difference(one, jobs.weights(folder / "models" / start)) > 100 * TOLERANCE
+    assert jobs.moved(one, jobs.weights(folder / "models" / start)) > 100 * TOLERANCE
 
 
 def test_a_reward_models_parameters_are_those_of_one_process(folder: Path) -> None:
     """With gradient checkpointing; its head and its offset too."""
-    one, several = (jobs.weights(folder / kind / "reward" / "model") for kind in ("one", "several"))
+    one, several = (jobs.weights(folder / kind / "reward" / "model") for kind in FOLDERS)
     assert jobs.largest_difference(one, several) < TOLERANCE
-    start = jobs.weights(folder / "models" / "base")
-    shared = [name for name in one if name in start and one[name].shape == start[name].shape]
-    assert jobs.largest_difference({name: one[name] for name in shared}, {name: start[name] for name in shared}) > 1e-3
+    assert jobs.moved(one, jobs.weights(folder / "models" / "base")) > 100 * TOLERANCE
     offsets = [json.loads((folder / kind / "reward" / "results.json").read_text())["offset"] for kind in FOLDERS]
     assert offsets[1] == pytest.approx(offsets[0], abs=TOLERANCE)
-
-
-FOLDERS = ("one", "several")
 
 
 def test_the_weight_average_is_that_of_one_process(folder: Path) -> None:
@@ -110,7 +106,7 @@ def test_files_are_those_of_one_process(folder: Path, name: str) -> None:
 def test_the_library_loads_what_two_processes_have_saved(folder: Path) -> None:
     tied = AutoModelForCausalLM.from_pretrained(folder / "several" / "dpo" / "model")
     assert tied.get_input_embeddings().weight is tied.get_output_embeddings().weight
-    assert tied.config.architectures == ["Qwen2ForCausalLM"]
+    assert tied.config.architectures == ["LlamaForCausalLM"]
     judge = AutoModelForSequenceClassification.from_pretrained(folder / "several" / "reward" / "model")
     assert judge.config.architectures == ["LlamaForSequenceClassification"]
 
@@ -217,5 +213,6 @@ def test_an_error_of_one_process_ends_the_job(folder: Path, tmp_path: Path) -> N
     done = launch(ROOT / "tests/parallel/failing.py", "sft", *data, "--out", tmp_path / "out", "--threads", "1")
     assert done.returncode != 0
     assert "error in process 1: made to fail in its second step" in done.stderr
-    assert "Traceback" not in done.stderr.partition("ChildFailedError")[0].partition("torch/distributed/run")[0]
+    said = done.stderr.partition("torch/distributed/elastic")[0]  # what torchrun adds is another matter
+    assert "Traceback" not in said
     assert not (tmp_path / "out" / "manifest.json").exists()
