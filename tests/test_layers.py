@@ -15,7 +15,7 @@ import tastemaker
 PACKAGE = Path(tastemaker.__file__).parent
 # From the ground up; a module may import those of its own layer (no cycles) and of the layers below.
 LAYERS = (
-    "errors ranges records shapes files config metrics artefacts console functions kept",
+    "errors processes ranges records shapes files config metrics artefacts console functions kept",
     "intervals statistics agreement personal_data store raters panel guidelines tinyworld tokenizer sources halves "
     "library_text settings model_places",
     "losses clipping packing attention llama head model shared_value lora checkpoint parallel memory recompute "
@@ -24,7 +24,7 @@ LAYERS = (
     "stages",
     "recipe preflight forecast inputs round round_comparisons round_evaluation evaluation_sampling pipeline report "
     "doctor labelling evaluation_alone inspection",
-    "commands cli",
+    "commands cli __main__",
 )
 LAYER = {name: number for number, layer in enumerate(LAYERS) for name in layer.split()}
 WITHOUT_TORCH = [name for name, number in LAYER.items() if number <= 1 and (PACKAGE / f"{name}.py").exists()]
@@ -109,6 +109,20 @@ def test_the_labelling_application_is_a_face_of_the_store() -> None:
         if name.startswith("labelling"):
             assert {used for used in imports(name) if LAYER[top(used)] > 1 and top(used) != "labelling"} == set()
             assert "sqlalchemy" not in ast.dump(modules()[name]), f"{name} knows SQL"
+
+
+def test_one_module_knows_of_other_processes() -> None:
+    """`parallel` alone imports torch.distributed, and only inside functions: one process does without."""
+    for name, tree in modules().items():
+        named = {alias.name for node in ast.walk(tree) if isinstance(node, ast.Import) for alias in node.names}
+        for node in ast.walk(tree):
+            if isinstance(node, ast.ImportFrom):
+                named |= {f"{node.module}.{alias.name}" for alias in node.names}
+            elif isinstance(node, ast.Attribute):
+                named.add(ast.unparse(node))
+        assert name == "parallel" or not any(each.startswith("torch.distributed") for each in named), name
+    at_the_top = [ast.unparse(node) for node in modules()["parallel"].body]
+    assert not any("torch.distributed" in line.partition("\n")[0] and "import" in line for line in at_the_top)
 
 
 def test_losses_import_nothing_of_ours() -> None:

@@ -134,9 +134,17 @@ def test_microbatches_by_hand() -> None:
     assert microbatches([3, 7, 1, 5, 4, 2], budget=10) == [[1], [3, 4], [0, 5, 2]]
 
 
-@given(st.lists(st.integers(1, 20), max_size=30), st.integers(1, 60))
-def test_every_index_once_and_within_budget(costs: list[int], budget: int) -> None:
-    groups = microbatches(costs, budget=budget)
+def test_microbatches_of_two_shares_by_hand() -> None:
+    # 7, 4, 2 and 5, 3, 1 in turns; the first share has 7 alone and 4 + 2, the second 5 + 3 and 1, as 5 * 3 > 10
+    assert microbatches([3, 7, 1, 5, 4, 2], budget=10, shares=2) == [[1], [3, 0], [4, 5], [2]]
+    assert microbatches([3, 7], budget=100, shares=3) == [[1], [0]]
+    assert microbatches([], budget=100, shares=2) == []
+
+
+@given(st.lists(st.integers(1, 20), max_size=30), st.integers(1, 60), st.integers(1, 4))
+def test_every_index_once_and_within_budget(costs: list[int], budget: int, shares: int) -> None:
+    groups = microbatches(costs, budget=budget, shares=shares)
+    assert len(groups) >= min(shares, len(costs))
     assert sorted(index for group in groups for index in group) == list(range(len(costs)))
     for group in groups:
         assert len(group) == 1 or max(costs[index] for index in group) * len(group) <= budget

@@ -23,6 +23,7 @@ import torch
 from safetensors import SafetensorError
 from torch import Tensor, nn
 
+from tastemaker import parallel, processes
 from tastemaker.errors import ModelError
 from tastemaker.files import atomic_write, sync_folder
 from tastemaker.lora import merged_state
@@ -197,18 +198,53 @@ def save_reward_model(folder: Path, model: RewardModel) -> None:
 
 
 def save_state(path: Path, state: Mapping[str, Any]) -> None:
-    """Write a training state so that a kill at any moment leaves the old one or the new one, whole."""
+    """Write a training state so that a kill at any moment leaves the old one or the new one, whole.
+
+    Several processes write a folder beside `path`, named after the step, each its parts of the state.
+    """
+    if processes.several():
+        folder = path.with_name(f"{path.stem}-{state['step']:08d}")
+        parallel.save_parts(folder, state)
+        sync_folder(folder)
+        _forget_states(path, but=folder)
+        return
     with atomic_write(path, binary=True) as file:
         torch.save(dict(state), file)
+    _forget_states(path, but=path)
 
 
 def load_state(path: Path) -> dict[str, Any] | None:
-    """The state written by `save_state`, or None if there is none."""
-    if not path.exists():
-        return None
-    state = torch.load(path, map_location="cpu", weights_only=True)
-    assert isinstance(state, dict)
+    """The state written last by `save_state`, by however many processes, or None if there is none."""
+    parts = _states_in_parts(path)
+    state = None
+    if path.exists():
+        state = torch.load(path, map_location="cpu", weights_only=True, mmap=processes.several())
+        assert isinstance(state, dict)
+    if parts and (state is None or state["step"] < _step_of(parts[-1])):
+        state = parallel.load_parts(parts[-1])
     return state
+
+
+def _states_in_parts(path: Path) -> list[Path]:
+    """The folders that several processes have written, oldest first; what a kill left of one has no `.metadata`."""
+    return sorted(folder for folder in path.parent.glob(f"{path.stem}-*") if (folder / ".metadata").exists())
+
+
+def _step_of(parts: Path) -> int:
+    return int(parts.name.rpartition("-")[2])
+
+
+def _forget_states(path: Path, *, but: Path) -> None:
+    """Delete the states that one just written replaces."""
+    if not processes.is_first():
+        return
+    for old in [path, *path.parent.glob(f"{path.stem}-*")]:
+        if old == but or not old.exists():
+            continue
+        if old.is_dir():
+            shutil.rmtree(old)
+        else:
+            old.unlink()
 
 
 @contextmanager
@@ -232,7 +268,9 @@ def written_whole(folder: Path) -> Iterator[Path]:
 
 
 def _save_library(folder: Path, library: Any, tokenizer: Tokenizer, weights: Mapping[str, Tensor]) -> None:
-    state = merged_state(library, weights)
+    state = {name: parallel.whole(tensor) for name, tensor in merged_state(library, weights).items()}
+    if not processes.is_first():
+        return
     with written_whole(folder) as aside, _quiet_library():
         try:
             library.save_pretrained(str(aside), state_dict=state)

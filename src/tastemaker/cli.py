@@ -8,11 +8,12 @@ from __future__ import annotations
 import importlib
 import os
 import sys
+import traceback
 from collections.abc import Sequence
 
-from tastemaker import __version__
+from tastemaker import __version__, processes
 from tastemaker.config import nearest
-from tastemaker.errors import TastemakerError
+from tastemaker.errors import ConfigError, TastemakerError
 
 # name -> (what it does, the module of tastemaker.commands that has a function of the command's name)
 COMMANDS = {
@@ -29,6 +30,8 @@ COMMANDS = {
     "report": ("write report.html for a run", "whole"),
     "doctor": ("say what looks wrong with a run, why, and what to try", "doctor"),
 }
+# What several processes can do together; `torchrun` starts them.
+TOGETHER = ("sft", "reward", "ppo", "dpo")
 EPILOGUE = """\
 `tastemaker COMMAND --help` lists a command's options. A recipe's fields can be set on the command line:
   tastemaker run recipes/tiny.toml --out out/demo --seed 1 --policy.ppo-ptx.kl-coef 0.05
@@ -57,6 +60,27 @@ def usage() -> str:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run a command; returns the exit code."""
+    return _one_of_several(arguments) if processes.several() else _run(arguments)
+
+
+def _one_of_several(arguments: Sequence[str] | None) -> int:
+    """The same; after an error this process ends at once, and does not wait for others, which `torchrun` ends then."""
+    try:
+        code = _run(arguments)
+    except Exception:
+        traceback.print_exc()
+        code = 1
+    if code:
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(code)
+    from tastemaker import parallel
+
+    parallel.leave()
+    return code
+
+
+def _run(arguments: Sequence[str] | None) -> int:
     given = list(sys.argv[1:] if arguments is None else arguments)
     if not given or given[0] in ("-h", "--help", "help"):
         print(usage())
@@ -69,11 +93,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"error: there is no command {name!r}. {nearest(name, COMMANDS)}", file=sys.stderr)
         return 2
     try:
+        _check_together(name)
         module = importlib.import_module(f"tastemaker.commands.{COMMANDS[name][1]}")
         code: int | None = getattr(module, name)(rest)
     except TastemakerError as error:
         kind = "waiting" if error.exit_code == 3 else "error"
-        print(f"{kind}: {error}", file=sys.stderr)
+        where = f" in process {processes.number()}" if processes.several() else ""
+        print(f"{kind}{where}: {error}", file=sys.stderr)
         return error.exit_code
     except SystemExit as exit_:  # a parser has printed its help
         return int(exit_.code or 0)
@@ -88,6 +114,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print("interrupted; the same command continues where it stopped", file=sys.stderr)
         return 130
     return code or 0
+
+
+def _check_together(name: str) -> None:
+    """Refuse several processes for what one does alone."""
+    if processes.several() and name not in TOGETHER:
+        raise ConfigError(f"{name} is done by one process; several can do {', '.join(TOGETHER)}.")
 
 
 if __name__ == "__main__":

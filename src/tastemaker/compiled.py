@@ -16,7 +16,7 @@ from transformers import AttentionInterface
 
 from tastemaker.attention import PACKED, packed_attention
 from tastemaker.errors import ModelError
-from tastemaker.recompute import layers_of
+from tastemaker.recompute import layers_in
 
 
 def compile_layers(module: nn.Module) -> None:
@@ -25,7 +25,7 @@ def compile_layers(module: nn.Module) -> None:
     Raises:
         ModelError: the architecture has no layers that the library tells apart.
     """
-    layers = [layer for layer, _ in layers_of(module)]
+    layers = layers_in(module)
     if not layers:
         raise ModelError("compile does not know this architecture's layers; set it to false.")
     AttentionInterface.register(PACKED, torch.compiler.disable(packed_attention))  # type: ignore[no-untyped-call]

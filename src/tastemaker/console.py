@@ -1,4 +1,7 @@
-"""What a person sees while a stage runs: progress bars on a terminal, plain lines elsewhere. All of it on stderr."""
+"""What a person sees while a stage runs: progress bars on a terminal, plain lines elsewhere. All of it on stderr.
+
+Of several processes that work together only the first speaks.
+"""
 
 from __future__ import annotations
 
@@ -10,9 +13,11 @@ from contextlib import contextmanager
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
+from tastemaker import processes
+
 SECONDS_BETWEEN_LINES = 15.0
 
-_console = Console(stderr=True, highlight=False)
+_console = Console(stderr=True, highlight=False, quiet=not processes.is_first())
 
 
 def say(message: str) -> None:

@@ -13,6 +13,7 @@ from contextlib import AbstractContextManager, nullcontext
 import torch
 from torch import Tensor
 
+from tastemaker import parallel, processes
 from tastemaker.checkpoint import Reader
 from tastemaker.errors import DataError
 from tastemaker.model import LanguageModel
@@ -70,7 +71,7 @@ def next_token_places(packed: Packed) -> tuple[Tensor, Tensor]:
 
 def text_batches(sequences: Sequence[Sequence[int]], *, budget: int, device: torch.device) -> Iterator[Packed]:
     """Pack sequences into micro-batches of about `budget` tokens."""
-    for group in microbatches([len(ids) for ids in sequences], budget=budget):
+    for group in microbatches([len(ids) for ids in sequences], budget=budget, shares=processes.count()):
         yield pack([sequences[index] for index in group]).to(device)
 
 
@@ -83,11 +84,10 @@ def text_loss(
     autocast: Callable[[], AbstractContextManager[object]] = nullcontext,
 ) -> float:
     """Mean negative log-likelihood per predicted token, in nats."""
-    total, count = 0.0, 0
-    for packed in text_batches(sequences, budget=budget, device=model.device):
-        source_M, target_M = next_token_places(packed)
+    total, count = 0.0, sum(len(ids) - 1 for ids in sequences)
+    for turn in parallel.turns(text_batches(sequences, budget=budget, device=model.device)):
+        source_M, target_M = next_token_places(turn.item)
         with autocast():
-            logprob_M = model.predict(packed, source_M, target_M).logprob_M
-        total -= float(logprob_M.double().sum())
-        count += len(target_M)
-    return total / count
+            logprob_M = model.predict(turn.item, source_M, target_M).logprob_M
+        total -= float(logprob_M.double().sum()) if turn.counts else 0.0
+    return parallel.summed_amounts([total])[0] / count

@@ -6,7 +6,8 @@ extra `tastemaker[datasets]` must be installed. What a row may look like is in `
 
 A file is read whole or refused whole, with its line (or row, counted from 1) in the message. The one exception is
 asked for by the caller: with a list passed as `skipped`, well-formed rows that are of no use are left out and noted
-there. Written files appear complete or not at all: written aside, flushed to the disk, renamed.
+there. Written files appear complete or not at all: written aside, flushed to the disk, renamed. Of several processes
+that work together all write the same, and what the first one writes is kept.
 """
 
 from __future__ import annotations
@@ -26,7 +27,7 @@ from decimal import Decimal
 from pathlib import Path
 from typing import IO, BinaryIO, Literal, NoReturn, TextIO, TypeVar, overload
 
-from tastemaker import shapes
+from tastemaker import processes, shapes
 from tastemaker.errors import DataError
 from tastemaker.records import Demonstration, Prompt, Ranking, Text
 
@@ -367,6 +368,10 @@ def atomic_write(path: Path, *, binary: bool = False) -> AbstractContextManager[
 
 @contextmanager
 def _written_aside(path: Path, binary: bool) -> Iterator[IO[str] | IO[bytes]]:
+    if not processes.is_first():
+        with open(os.devnull, "wb") if binary else open(os.devnull, "w", encoding="utf-8") as nowhere:
+            yield nowhere
+        return
     path.parent.mkdir(parents=True, exist_ok=True)
     # One name for each writer; what a killed writer left is overwritten or lies harmless under a hidden name.
     aside = path.with_name(f".{path.name}.{os.getpid()}-{threading.get_ident()}.partial")

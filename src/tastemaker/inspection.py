@@ -182,7 +182,8 @@ def of_rollouts(
     chosen = shuffled_forever(len(fitting), seed=seed)(0, min(first, config.batch_size))
     engine = engine_for(policy, config.decoding, precision=config.policy.precision)
     asked = [prompt_ids[index] for index in chosen]
-    rollouts = sample_iteration(engine, policy, asked, config, seed=seed, iteration=0)
+    every = range(len(asked))
+    rollouts = sample_iteration(engine, policy, asked, config, every, seed=seed, iteration=0)
     layout, seen = lay_out(rollouts, config, CPU), []
     for row, (index, rollout) in enumerate(zip(chosen, rollouts, strict=True)):
         ids, start = layout.sequences[row], layout.prompt_lengths[row]

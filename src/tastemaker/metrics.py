@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from tastemaker import processes
 from tastemaker.errors import TrainingError
 from tastemaker.files import atomic_write
 
@@ -98,6 +99,8 @@ class MetricsWriter:
                     f"the metric {name} is {value} at step {step}; training cannot go on from there.",
                     finding="not-finite",
                 )
+        if not processes.is_first():
+            return
         row = {"step": step} | {name: float(value) for name, value in values.items()}
         with self.path.open("a", encoding="utf-8") as file:
             file.write(json.dumps(row) + "\n")

@@ -107,13 +107,25 @@ class LanguageModel(nn.Module):
         Ids beyond the tokenizer's vocabulary are never sampled and have no probability here either. The log-softmax is
         taken in fp32 at least. Logits exist for these places only, and for a chunk of them at a time.
         """
+        return Predictions(*self.read_logprobs(packed, source_M, target_M, temperature, entropy, hidden_ND))
+
+    def read_logprobs(
+        self,
+        packed: Packed,
+        source_M: Tensor,
+        target_M: Tensor,
+        temperature: float,
+        entropy: bool,
+        hidden_ND: Tensor | None,
+    ) -> tuple[Tensor, Tensor | None]:
+        """What `predict` gives, as plain tensors: several processes put a model together around this (`parallel`)."""
         if self.linear_head:
             hidden_MD = (self.hidden(packed) if hidden_ND is None else hidden_ND).index_select(0, source_M)
             logits_of, size = self.library.get_output_embeddings(), hidden_MD.shape[0]
             if type(logits_of) is nn.Linear:
                 known = self.tokenizer.vocabulary
                 weight_VD, bias = _first_rows(logits_of.weight, known), logits_of.bias
-                found = target_logprobs(
+                return target_logprobs(
                     hidden_MD,
                     weight_VD,
                     target_M,
@@ -121,7 +133,6 @@ class LanguageModel(nn.Module):
                     temperature=temperature,
                     entropy=entropy,
                 )
-                return Predictions(*found)
         else:
             hidden_MD = self._library_logits(packed, source_M)
             size, logits_of = hidden_MD.shape[0], nn.Identity()
@@ -135,7 +146,7 @@ class LanguageModel(nn.Module):
             else:
                 parts.append(_predict_chunk(*arguments, *options))
         entropies = [entropy_M for _, entropy_M in parts if entropy_M is not None]
-        return Predictions(torch.cat([logprob_M for logprob_M, _ in parts]), torch.cat(entropies) if entropy else None)
+        return torch.cat([logprob_M for logprob_M, _ in parts]), torch.cat(entropies) if entropy else None
 
     def _library_logits(self, packed: Packed, source_M: Tensor) -> Tensor:
         if self.trunk.padded:

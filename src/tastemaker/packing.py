@@ -16,7 +16,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import accumulate, takewhile
+from itertools import accumulate, takewhile, zip_longest
 
 import torch
 from torch import Tensor
@@ -156,13 +156,19 @@ def pad_rows(value_M: Tensor, counts: Sequence[int], *, width: int | None = None
     return value_BT, sent_to(value_M.device, mask_BT)
 
 
-def microbatches(costs: Sequence[int], *, budget: int) -> list[list[int]]:
+def microbatches(costs: Sequence[int], *, budget: int, shares: int = 1) -> list[list[int]]:
     """Group indices into micro-batches, longest first, so that `largest cost * number of items` stays within `budget`.
 
     Sorting by length keeps the padding inside attention small. An item above the budget goes alone. Every index occurs
-    exactly once.
+    exactly once. For several `shares` the items are dealt out by length first, and the groups of the shares take turns,
+    so that every `shares`-th group, from any on, makes up about as much work.
     """
     order = sorted(range(len(costs)), key=lambda index: (-costs[index], index))
+    dealt = [_grouped(order[share::shares], costs, budget) for share in range(shares)]
+    return [group for turn in zip_longest(*dealt, fillvalue=[]) for group in turn if group]
+
+
+def _grouped(order: Sequence[int], costs: Sequence[int], budget: int) -> list[list[int]]:
     groups: list[list[int]] = []
     for index in order:
         if groups and costs[groups[-1][0]] * (len(groups[-1]) + 1) <= budget:

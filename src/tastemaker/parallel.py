@@ -1,6 +1,13 @@
-"""Devices, threads and processor settings: the only module that knows what the program runs on.
+"""Devices, threads, processor settings and processes: the only module that knows what the program runs on.
 
-One process for now; many will come in here and nowhere else.
+One process is the rule, and then nothing here starts a process group. Where `torchrun` has started several, they train
+one model together. What is trained lies in parts, one in each process (FSDP2), and so do its gradients and the
+optimizer's state; layer by layer the parts are put together when they are needed. Every process is told the whole batch
+and takes its turns at it; since losses are divided by denominators of the whole batch, gradients of processes add up
+(FSDP2 would take their mean) to those of one process. All must call the same collectives in the same order, so a
+process that has no micro-batch left computes one whose gradient is multiplied by 0.
+
+A process that fails ends at once, without a word to the others; `torchrun` ends those.
 """
 
 from __future__ import annotations
@@ -8,22 +15,41 @@ from __future__ import annotations
 import ctypes
 import gc
 import logging
+import math
+import os
 import sys
-from typing import Any
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import timedelta
+from pathlib import Path
+from typing import Any, Generic, TypeVar
 
 import torch
+from torch import Tensor, nn
 
-from tastemaker import artefacts
+from tastemaker import artefacts, processes
+from tastemaker.errors import TrainingError
 
 log = logging.getLogger(__name__)
 
+Item = TypeVar("Item")
+
 FP32_RELATIVE_ERROR = 2e-6  # what a true fp32 product keeps; bf16 rounding gives about 3e-3
+PATIENCE = timedelta(minutes=30)  # for the slowest of several processes, before the others take it to hang
+# Methods by which models are run, beside `forward`: parts are put together when one is called.
+ENTRIES = ("read_logprobs", "at")
 
 
-def prepare(threads: int | None = None) -> torch.device:
-    """Choose the device, set the thread count, and make an ordinary processor fast. Returns the device."""
+def prepare(threads: int | None = None, *, patience: timedelta = PATIENCE) -> torch.device:
+    """Choose the device, set the thread count, and make an ordinary processor fast. Returns the device.
+
+    Of several processes each waits here for the others, and then for `patience` whenever it needs them.
+    """
     if threads is not None:
         torch.set_num_threads(threads)
+    if processes.several():
+        _join(patience)
     if torch.cuda.is_available():
         # fp32 is fp32: a product in TF32 keeps 10 bits, as few as fp16, and who wants speed says bfloat16.
         torch.set_float32_matmul_precision("highest")
@@ -100,3 +126,243 @@ def _product_error() -> float:
     left, right = (torch.randn(192, 256, generator=generator), torch.randn(256, 192, generator=generator))
     exact = left.double() @ right.double()
     return float(((left @ right).double() - exact).norm() / exact.norm())
+
+
+# --- several processes: meeting ---------------------------------------------------------------------------------------
+
+
+def _join(patience: timedelta) -> None:
+    from torch import distributed
+
+    if distributed.is_initialized():
+        return
+    if torch.cuda.is_available():
+        torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
+    backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
+    distributed.init_process_group(backend, timeout=patience)
+
+
+@contextmanager
+def joined(threads: int | None = None) -> Iterator[None]:
+    """Within the block this process works together with the others; they part when it ends well.
+
+    Raises:
+        TrainingError: another process ended in the middle of what all do together.
+    """
+    from torch import distributed
+
+    prepare(threads)
+    try:
+        yield
+    except RuntimeError as error:
+        if isinstance(error, distributed.DistError) or "gloo" in str(error):
+            raise TrainingError(
+                "another process of this job has ended or hangs, and this one cannot go on without it; what that one "
+                "has said tells why."
+            ) from error
+        raise
+
+
+def leave() -> None:
+    """Part from the other processes, at the end of a program that went well."""
+    from torch import distributed
+
+    if distributed.is_initialized():
+        distributed.destroy_process_group()
+
+
+def wait() -> None:
+    """Wait until all processes are here."""
+    if processes.several():
+        from torch import distributed
+
+        distributed.barrier()
+
+
+def from_first(value: Item) -> Item:
+    """What the first process has given, in every process."""
+    if not processes.several():
+        return value
+    from torch import distributed
+
+    box = [value]
+    distributed.broadcast_object_list(box, src=0)
+    return box[0]
+
+
+def summed(tensor: Tensor) -> Tensor:
+    """The sum over processes of a tensor that is whole in each; exact where all others hold a 0."""
+    if processes.several() and tensor.numel():
+        from torch import distributed
+
+        distributed.all_reduce(tensor)
+    return tensor
+
+
+def summed_amounts(amounts: Sequence[float]) -> list[float]:
+    """The sums over processes of some numbers."""
+    if not processes.several():
+        return list(amounts)
+    found: list[float] = summed(torch.tensor(list(amounts), dtype=torch.float64)).tolist()
+    return found
+
+
+def largest(amount: float) -> float:
+    """The largest of the processes' numbers."""
+    if not processes.several():
+        return amount
+    from torch import distributed
+
+    box = torch.tensor(amount, dtype=torch.float64)
+    distributed.all_reduce(box, op=distributed.ReduceOp.MAX)
+    return float(box)
+
+
+# --- several processes: sharing work ----------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class Turn(Generic[Item]):
+    """A process's turn at a list that all share.
+
+    One that does not `count` is there so that all processes have as many turns: its result is to weigh nothing.
+    """
+
+    item: Item
+    counts: bool = True
+    last: bool = True
+
+
+def turns(items: Iterable[Item]) -> Iterator[Turn[Item]]:
+    """This process's turns at `items`, which are the same in every process: with W processes every W-th is its own."""
+    if not processes.several():
+        yield from map(Turn, items)
+        return
+    every = list(items)
+    rounds = math.ceil(len(every) / processes.count())
+    for number in range(rounds):
+        place = number * processes.count() + processes.number()
+        counts = place < len(every)
+        yield Turn(every[place] if counts else every[0], counts, last=number == rounds - 1)
+
+
+def in_shares(count: int, work: Callable[[Sequence[int]], Sequence[Item]]) -> list[Item]:
+    """What `work(places)` gives for all places from 0 to `count`, each process doing its share of them."""
+    places = range(count)[processes.number() :: processes.count()]
+    found = list(work(places)) if places else []
+    if not processes.several():
+        return found
+    from torch import distributed
+
+    shares: list[list[Item]] = [[] for _ in range(processes.count())]
+    distributed.all_gather_object(shares, found)
+    return [shares[place % len(shares)][place // len(shares)] for place in range(count)]
+
+
+# --- several processes: parameters in parts ---------------------------------------------------------------------------
+
+
+def shard(module: nn.Module, layers: Sequence[nn.Module]) -> None:
+    """Lay a module's parameters in parts over the processes: those of each layer together, and the rest together.
+
+    Where one process works alone they stay as they are.
+    """
+    if not processes.several():
+        return
+    from torch.distributed.device_mesh import init_device_mesh
+    from torch.distributed.fsdp import fully_shard, register_fsdp_forward_method
+
+    mesh = init_device_mesh(next(module.parameters()).device.type, (processes.count(),))
+    for part in (*layers, module):
+        sharded = fully_shard(part, mesh=mesh, reshard_after_forward=True)
+        sharded.set_gradient_divide_factor(1.0)  # a sum, since losses are divided by denominators of the whole batch
+        sharded.set_force_sum_reduction_for_comms(True)  # gloo knows no other
+    for name in ENTRIES:
+        if hasattr(module, name):
+            register_fsdp_forward_method(module, name)
+
+
+def sync_gradients(module: nn.Module, now: bool) -> None:
+    """Whether the next backward pass adds up the processes' gradients, or each keeps its own for one that follows."""
+    if processes.several():
+        from torch.distributed.fsdp import FSDPModule
+
+        assert isinstance(module, FSDPModule)
+        module.set_requires_gradient_sync(now)
+
+
+def total_norm(gradients: Sequence[Tensor]) -> float:
+    """The norm of all gradients together, of those of which a process has a part too."""
+    norm = float(nn.utils.get_total_norm([part_of(gradient) for gradient in gradients]))
+    return math.sqrt(summed_amounts([norm**2])[0]) if processes.several() else norm
+
+
+def part_of(tensor: Tensor) -> Tensor:
+    """What this process holds of a tensor; changes in place."""
+    if not processes.several():
+        return tensor
+    from torch.distributed.tensor import DTensor
+
+    return tensor.to_local() if isinstance(tensor, DTensor) else tensor
+
+
+def whole(tensor: Tensor) -> Tensor:
+    """A tensor put together of its parts, in every process."""
+    if not processes.several():
+        return tensor
+    from torch.distributed.tensor import DTensor
+
+    return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
+
+
+def laid_as(like: Tensor, tensor: Tensor) -> Tensor:
+    """A whole tensor in parts as `like` is, if it has the same shape and `like` is in parts."""
+    if not processes.several():
+        return tensor
+    from torch.distributed.tensor import DTensor, distribute_tensor
+
+    if not isinstance(like, DTensor) or like.shape != tensor.shape:
+        return tensor
+    return distribute_tensor(tensor, like.device_mesh, like.placements, src_data_rank=None)
+
+
+def all_laid_as(like: Mapping[str, Tensor], tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Whole tensors in parts as those of the same name are."""
+    return {name: laid_as(like[name], tensor) if name in like else tensor for name, tensor in tensors.items()}
+
+
+@torch.no_grad()
+def fill(model: nn.Module, sharded: nn.Module) -> None:
+    """Copy the weights of a model that lies in parts into a whole one, in every process."""
+    weights = sharded.state_dict()
+    for name, tensor in model.state_dict().items():
+        tensor.copy_(whole(weights[name]))
+
+
+# --- several processes: training state on disk ------------------------------------------------------------------------
+
+
+def save_parts(folder: Path, state: Mapping[str, Any]) -> None:
+    """Write a training state by `torch.distributed.checkpoint`, each process its parts; `.metadata` comes last."""
+    from torch.distributed import checkpoint
+
+    checkpoint.save(dict(state), checkpoint_id=folder)
+
+
+def load_parts(folder: Path) -> dict[str, Any]:
+    """A state that any number of processes have written, put together: the first does it, all read what they need.
+
+    The names of dictionaries are text in it, numbers too.
+    """
+    from torch.distributed.checkpoint.format_utils import dcp_to_torch_save
+
+    together = folder.with_name(f"{folder.name}.whole")
+    if processes.is_first():
+        dcp_to_torch_save(folder, together)
+    wait()
+    state = torch.load(together, map_location="cpu", mmap=True, weights_only=True)
+    assert isinstance(state, dict)
+    wait()
+    if processes.is_first():
+        together.unlink()  # what is mapped stays readable
+    return state

@@ -30,7 +30,7 @@ def layers_recomputed(module: nn.Module) -> Iterator[None]:
     Raises:
         ModelError: the architecture has no layers that the library can compute again.
     """
-    layers = layers_of(module)
+    layers = _layers(module)
     if not layers:
         raise ModelError("gradient_checkpointing does not know this architecture; set it to false.")
     modes = [(layer, layer.training) for layer, _ in layers]
@@ -44,7 +44,12 @@ def layers_recomputed(module: nn.Module) -> Iterator[None]:
             layer.gradient_checkpointing, layer.training = False, training
 
 
-def layers_of(module: nn.Module) -> list[tuple[Any, Any]]:
+def layers_in(module: nn.Module) -> list[nn.Module]:
+    """The layers of the models in `module`, as far as the architecture is one that tells them."""
+    return [layer for layer, _ in _layers(module)]
+
+
+def _layers(module: nn.Module) -> list[tuple[Any, Any]]:
     """Every layer that can be computed again, with the config that says how its model attends."""
     config_of: dict[int, tuple[Any, Any]] = {}
     for model in module.modules():

@@ -14,6 +14,7 @@ from typing import Any, Protocol
 
 import torch
 
+from tastemaker import parallel, processes
 from tastemaker.checkpoint import Reader
 from tastemaker.console import say
 from tastemaker.errors import TrainingError
@@ -82,16 +83,17 @@ class ModelScorer:
     def __call__(self, prompts: Sequence[Prompt], responses: Sequence[Response]) -> list[float]:
         model = self.model
         sequences = encode_all_for_reward(model, prompts, responses)
-        scores = [0.0] * len(sequences)
+        score_B = torch.zeros(len(sequences), dtype=torch.float64)
         units = _alike(prompts, sequences, self.budget)
         costs = [len(unit) * max(len(sequences[index]) for index in unit) for unit in units]
-        for group in microbatches(costs, budget=self.budget):
-            members = [index for unit in group for index in units[unit]]
+        for turn in parallel.turns(microbatches(costs, budget=self.budget, shares=processes.count())):
+            members, group = [index for unit in turn.item for index in units[unit]], turn.item
             packed = pack([sequences[index] for index in members], groups=[len(units[unit]) for unit in group])
             with torch.autocast(model.device.type, dtype=torch.bfloat16, enabled=self.bfloat16):
                 score_S = model.scores(packed.to(model.device))
-            for index, score in zip(members, score_S.tolist(), strict=True):
-                scores[index] = score
+            if turn.counts:
+                score_B[members] = score_S.cpu()
+        scores: list[float] = parallel.summed(score_B).tolist()
         return scores
 
 
@@ -111,13 +113,18 @@ def _alike(prompts: Sequence[Prompt], sequences: Sequence[Sequence[int]], budget
 class FunctionScorer:
     """Scores by a Python function `score(prompts, responses, records) -> list of float`.
 
-    `prompts` are conversations, `responses` texts, `records` the prompts' other fields and `finished`.
+    `prompts` are conversations, `responses` texts, `records` the prompts' other fields and `finished`. Of several
+    processes the first calls it, with all responses, and tells the others: a function may look at its whole batch, or
+    be random.
     """
 
     def __init__(self, function: ScoreFunction, *, name: str) -> None:
         self.function, self.name = function, name
 
     def __call__(self, prompts: Sequence[Prompt], responses: Sequence[Response]) -> list[float]:
+        return parallel.from_first(self._scores(prompts, responses) if processes.is_first() else [])
+
+    def _scores(self, prompts: Sequence[Prompt], responses: Sequence[Response]) -> list[float]:
         records = [
             prompt.about.to_json()
             | {"messages": [message.to_json() for message in prompt.messages]}

@@ -1,4 +1,7 @@
-"""One stage alone in a folder of the user's: what it may not write over, and what it says when it is done."""
+"""One stage alone in a folder of the user's: what it may not write over, and what it says when it is done.
+
+Of several processes (`parallel`) the first looks after the folder; the others wait for its word, and do their share.
+"""
 
 from __future__ import annotations
 
@@ -9,10 +12,14 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+from tastemaker import processes
 from tastemaker.artefacts import STARTED, hash_path, read_manifest, run_stage
+from tastemaker.commands.loading import heavy_imports
 from tastemaker.config import to_json
 from tastemaker.console import say
 from tastemaker.errors import ConfigError
+
+Work = Callable[[Path], Mapping[str, Any] | None]
 
 HASH = re.compile(r"[0-9a-f]{32}")
 SHOWN_DIFFERENCES = 4
@@ -23,7 +30,7 @@ def stage(
     stage: str,
     config: Any,
     inputs: Mapping[str, Path | str],
-    work: Callable[[Path], Mapping[str, Any] | None],
+    work: Work,
     *,
     replace: bool = True,
     result: Callable[[Path], str] | None = None,
@@ -33,15 +40,42 @@ def stage(
     Refuses to write over what is no result of this stage, over what it reads itself and, without `replace`, over a
     result of other settings. `result` says in a sentence what came out.
     """
-    _check_place(out, stage)
-    _check_apart(out, inputs)
-    hashed = {name: hash_path(value) if isinstance(value, Path) else value for name, value in inputs.items()}
-    if not replace:
-        _check_same(out, to_json(config), hashed)
-    outcome = run_stage(out, stage=stage, config=config, inputs=hashed, work=work)
-    say(f"{out} is up to date" if outcome.skipped else f"{out} written in {outcome.seconds:.0f} s")
-    if result is not None:
-        say(result(out))
+
+    def alone(work: Work) -> None:
+        _check_place(out, stage)
+        _check_apart(out, inputs)
+        hashed = {name: hash_path(value) if isinstance(value, Path) else value for name, value in inputs.items()}
+        if not replace:
+            _check_same(out, to_json(config), hashed)
+        outcome = run_stage(out, stage=stage, config=config, inputs=hashed, work=work)
+        say(f"{out} is up to date" if outcome.skipped else f"{out} written in {outcome.seconds:.0f} s")
+        if result is not None:
+            say(result(out))
+
+    if processes.several():
+        _together(alone, out, work)
+    else:
+        alone(work)
+
+
+def _together(alone: Callable[[Work], None], out: Path, work: Work) -> None:
+    """The first process runs the stage and tells the others to work with it, if there is anything to do."""
+    with heavy_imports():
+        from tastemaker import parallel
+    told = False
+
+    def announced(folder: Path) -> Mapping[str, Any]:
+        nonlocal told
+        told = parallel.from_first(True)
+        return {**(work(folder) or {}), "processes": processes.count()}
+
+    with parallel.joined():
+        if processes.is_first():
+            alone(announced)
+            if not told:
+                parallel.from_first(False)
+        elif parallel.from_first(False):
+            work(out)
 
 
 def _check_place(out: Path, stage: str) -> None:

@@ -21,6 +21,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from tastemaker import parallel, processes
 from tastemaker.checkpoint import Reader, load_policy, save_policy
 from tastemaker.corpus import permutation
 from tastemaker.errors import DataError
@@ -88,7 +89,8 @@ def train_dpo(
         epoch, place = divmod(number, steps_per_epoch)
         order = permutation(len(pairs), seed=seed, epoch=epoch)
         chosen = order[place * config.batch_size : (place + 1) * config.batch_size]
-        groups = microbatches([pairs[index].cost for index in chosen], budget=config.microbatch_tokens)
+        costs = [pairs[index].cost for index in chosen]
+        groups = microbatches(costs, budget=config.microbatch_tokens, shares=processes.count())
         report = trainer.step(
             ([chosen[index] for index in group] for group in groups),
             partial(_pair_loss, policy, config, pairs, reference_P2),
@@ -144,10 +146,13 @@ def as_pairs(
 def pair_logprobs(policy: LanguageModel, pairs: Sequence[Pair], config: DpoConfig, trainer: Trainer) -> Tensor:
     """Summed log-probs of chosen and rejected responses, `[P, 2]`."""
     logprob_P2 = torch.zeros(len(pairs), 2)
-    for group in microbatches([pair.cost for pair in pairs], budget=config.microbatch_tokens):
+    groups = microbatches([pair.cost for pair in pairs], budget=config.microbatch_tokens, shares=processes.count())
+    for turn in parallel.turns(groups):
         with trainer.autocast():
-            logprob_P2[group] = _logprobs(policy, [pairs[index] for index in group]).cpu()
-    return logprob_P2
+            logprob_B2 = _logprobs(policy, [pairs[index] for index in turn.item])
+        if turn.counts:
+            logprob_P2[turn.item] = logprob_B2.cpu()
+    return parallel.summed(logprob_P2)
 
 
 def _logprobs(policy: LanguageModel, batch: Sequence[Pair]) -> Tensor:

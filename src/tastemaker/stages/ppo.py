@@ -25,11 +25,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from tastemaker import parallel, processes
 from tastemaker.checkpoint import load_policy, load_reward_model, new_reward_model, save_policy
 from tastemaker.clipping import correlation, explained_variance, ratio_sums, standard_error, value_sums
 from tastemaker.console import say
 from tastemaker.corpus import encode_pieces, next_token_places, permutation, shuffled_forever, text_loss
-from tastemaker.errors import DataError, ModelError, TrainingError
+from tastemaker.errors import ConfigError, DataError, ModelError, TrainingError
 from tastemaker.generation import FinishReason, Generator, Rollout
 from tastemaker.lora import adapters_off, add_adapters
 from tastemaker.losses import (
@@ -113,15 +114,16 @@ def sample_iteration(
     policy: LanguageModel,
     prompt_ids: Sequence[Sequence[int]],
     config: PpoConfig,
+    places: Sequence[int],
     *,
     seed: int,
     iteration: int,
 ) -> list[Rollout]:
-    """One response to each of an iteration's prompts."""
+    """One response to each of an iteration's prompts at `places`. Its seed follows from its place in the batch."""
     sampling = sampling_for(policy, config.decoding)
     assert sampling.is_policy_law, "the ratio would be of another law than the one that was sampled from"
-    seeds = [seed_for(seed, "ppo", iteration, place) for place in range(len(prompt_ids))]
-    groups = generator.generate(prompt_ids, 1, sampling, seeds)
+    seeds = [seed_for(seed, "ppo", iteration, place) for place in places]
+    groups = generator.generate([prompt_ids[place] for place in places], 1, sampling, seeds)
     return [group[0] for group in groups]
 
 
@@ -186,6 +188,8 @@ class PpoRun:
     ) -> None:
         if config.ptx_coef and not pretraining:
             raise DataError(f"ptx_coef is {config.ptx_coef}, but no pretraining text was given.")
+        if processes.several():
+            check_for_several(config)
         self.config, self.scorer, self.seed, self.kl_coef = config, scorer, seed, config.kl_coef
         self.ratio_max = 0.0  # of the iteration so far
         self.policy = load_policy(init).to(device)
@@ -205,7 +209,9 @@ class PpoRun:
         )
         # With a decay of 0 the average is the policy itself, which need not be held twice.
         self.average = WeightAverage(self.policy.library) if config.ema_decay else None
-        self.generator = engine_for(self.policy, config.decoding, precision=config.policy.precision)
+        # The engine reads whole weights; where the policy lies in parts, a copy has them.
+        self.sampler = freeze(load_policy(init), "float32").to(device) if processes.several() else self.policy
+        self.generator = engine_for(self.sampler, config.decoding, precision=config.policy.precision)
         self.draw_prompt = shuffled_forever(len(self.prompts), seed=seed)
         self.draw_text = shuffled_forever(max(1, len(self.texts)), seed=seed)
 
@@ -234,10 +240,15 @@ class PpoRun:
         return metrics
 
     def roll_out(self, chosen: Sequence[int], iteration: int) -> list[Rollout]:
-        """One response to each chosen prompt, drawn from the policy as it is now."""
-        self.generator.load_weights(self.policy.library, iteration)
-        ids = [self.prompt_ids[index] for index in chosen]
-        return sample_iteration(self.generator, self.policy, ids, self.config, seed=self.seed, iteration=iteration)
+        """One response to each chosen prompt, drawn from the policy as it is now, by whichever process."""
+        if self.sampler is not self.policy:
+            parallel.fill(self.sampler.library, self.policy.library)
+        self.generator.load_weights(self.sampler.library, iteration)
+        asked = [self.prompt_ids[index] for index in chosen]
+        draw = partial(
+            sample_iteration, self.generator, self.policy, asked, self.config, seed=self.seed, iteration=iteration
+        )
+        return parallel.in_shares(len(chosen), draw)
 
     @torch.no_grad()
     def observe(
@@ -370,15 +381,19 @@ class PpoRun:
 
         In the precision of `trainer`, by default the policy's.
         """
-        parts: list[Tensor | None] = [None] * len(sequences)
-        for group in microbatches([len(ids) for ids in sequences], budget=self.config.microbatch_tokens):
-            places = self._pack(sequences, prompts, group)
+        parts = [torch.zeros(length, device=self.policy.device) for length in responses]
+        for turn in parallel.turns(self._microbatches([len(ids) for ids in sequences])):
+            places = self._pack(sequences, prompts, turn.item)
             with (trainer or self.policy_trainer).autocast():
                 value_M = read(*places)  # in fp32 at least, as losses want them
-            for index, part in zip(group, torch.split(value_M, [responses[i] for i in group]), strict=True):
+            of_each = torch.split(value_M, [responses[index] for index in turn.item])
+            for index, part in zip(turn.item, of_each, strict=True) if turn.counts else ():
                 parts[index] = part
-        value_BT, _ = pad_rows(torch.cat([part for part in parts if part is not None]), responses)
+        value_BT, _ = pad_rows(parallel.summed(torch.cat(parts)), responses)
         return value_BT
+
+    def _microbatches(self, costs: Sequence[int]) -> list[list[int]]:
+        return microbatches(costs, budget=self.config.microbatch_tokens, shares=processes.count())
 
     def _pack(
         self,
@@ -401,7 +416,8 @@ class PpoRun:
     def _policy_step(self, experience: Experience, chosen: Sequence[int], place: int) -> tuple[StepReport, float]:
         groups = self._groups(experience, chosen)
         num_tokens = max(1.0, float(experience.mask_BT[list(chosen)].sum()))
-        loss, sums = self.policy_trainer.accumulate(groups, partial(self._policy_loss, experience), num_tokens)
+        loss_of = partial(self._policy_loss, experience)
+        loss, sums = self.policy_trainer.accumulate(groups, loss_of, num_tokens, last=not self.texts)
         ptx = 0.0
         if self.texts:
             batches, num_predicted = self._text_batch(len(chosen), place)
@@ -451,13 +467,13 @@ class PpoRun:
         return pad_rows(value_M, counts, width=experience.mask_BT.shape[1])
 
     def _groups(self, experience: Experience, chosen: Sequence[int]) -> list[list[int]]:
-        groups = microbatches([experience.cost(index) for index in chosen], budget=self.config.microbatch_tokens)
+        groups = self._microbatches([experience.cost(index) for index in chosen])
         return [[chosen[place] for place in group] for group in groups]
 
     def _text_batch(self, episodes: int, place: int) -> tuple[list[Packed], float]:
         amount = max(1, round(episodes * self.config.ptx_examples_per_episode))
         pieces = [self.texts[index] for index in self.draw_text(place * amount, amount)]
-        groups = microbatches([len(ids) for ids in pieces], budget=self.config.microbatch_tokens)
+        groups = self._microbatches([len(ids) for ids in pieces])
         batches = [pack([pieces[index] for index in group]).to(self.policy.device) for group in groups]
         return batches, float(sum(len(ids) - 1 for ids in pieces))
 
@@ -505,7 +521,7 @@ class PpoRun:
             "approx_kl": 0.5 * sum(report.sums["square_log_ratio"] for report in policy) / tokens,
             "first_log_ratio": _drift(policy[0]),
             "ratio_mean": sum(report.sums["ratio"] for report in policy) / tokens,
-            "ratio_max": self.ratio_max,
+            "ratio_max": parallel.largest(self.ratio_max),
         }
         if self.texts:
             metrics["ptx_loss"] = sum(ptx) / len(ptx)
@@ -521,6 +537,20 @@ class PpoRun:
 def _drift(report: StepReport) -> float:
     """Mean absolute change of log-prob since the rollout, nats a token."""
     return report.sums["abs_log_ratio"] / max(report.sums["tokens"], 1.0)
+
+
+def check_for_several(config: PpoConfig) -> None:
+    """Refuse what several processes cannot train together.
+
+    Raises:
+        ConfigError: adapters, or a value function on the policy's own trunk.
+    """
+    for asked, setting, instead in (
+        (config.lora is not None, "lora is set", "leave lora out"),
+        (config.value_function == "shared", "value_function is 'shared'", "set it to 'separate'"),
+    ):
+        if asked:
+            raise ConfigError(f"{setting}, which several processes cannot train together; start one, or {instead}.")
 
 
 class _Controller:

@@ -25,6 +25,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from tastemaker import parallel, processes
 from tastemaker.artefacts import CHECKPOINT
 from tastemaker.checkpoint import Reader, new_reward_model, save_reward_model
 from tastemaker.corpus import permutation
@@ -198,15 +199,18 @@ def _train(
 @torch.no_grad()
 def _validate(model: RewardModel, config: RewardConfig, held_out: Sequence[Element]) -> dict[str, float]:
     total, sums = 0.0, {"correct": 0.0, "pairs": 0.0}
-    for group in _groups(held_out, config.microbatch_tokens):
-        loss = element_loss(model, config.normalize, group, float(len(held_out)))
-        total += float(loss.value)
-        sums = {key: sums[key] + loss.sums[key] for key in sums}
-    return {"validation_loss": total, "validation_accuracy": sums["correct"] / max(sums["pairs"], 1)}
+    for turn in parallel.turns(_groups(held_out, config.microbatch_tokens)):
+        loss = element_loss(model, config.normalize, turn.item, float(len(held_out)))
+        if turn.counts:
+            total += float(loss.value)
+            sums = {key: sums[key] + loss.sums[key] for key in sums}
+    total, correct, pairs = parallel.summed_amounts([total, sums["correct"], sums["pairs"]])
+    return {"validation_loss": total, "validation_accuracy": correct / max(pairs, 1)}
 
 
 def _groups(batch: Sequence[Element], budget: int) -> list[list[Element]]:
-    return [[batch[index] for index in group] for group in microbatches([e.cost for e in batch], budget=budget)]
+    groups = microbatches([element.cost for element in batch], budget=budget, shares=processes.count())
+    return [[batch[index] for index in group] for group in groups]
 
 
 def element_loss(

@@ -19,6 +19,7 @@ from typing import Any
 
 import torch
 
+from tastemaker import parallel, processes
 from tastemaker.checkpoint import load_policy, save_policy
 from tastemaker.corpus import FIRST_PREDICTED, encode_pieces, permutation, shuffled_forever
 from tastemaker.errors import DataError
@@ -116,9 +117,10 @@ class _Run:
         if self.draw_text is not None:
             start, end = texts_before(number, config), texts_before(number + 1, config)
             batch += [self.texts[index] for index in self.draw_text(start, end - start)]
-        torch.manual_seed(self.seed * 1_000_003 + number)  # dropout's noise is a function of the step
+        torch.manual_seed(processes.own_seed(self.seed * 1_000_003 + number))  # dropout's noise follows from the step
         self.policy.train(config.residual_dropout > 0)
-        groups = microbatches([len(example.ids) for example in batch], budget=config.microbatch_tokens)
+        costs = [len(example.ids) for example in batch]
+        groups = microbatches(costs, budget=config.microbatch_tokens, shares=processes.count())
         report = self.trainer.step(
             ([batch[index] for index in group] for group in groups),
             partial(_example_loss, self.policy),
@@ -171,9 +173,12 @@ def encode_demonstrations(
 def demonstration_loss(policy: LanguageModel, examples: Sequence[Example], budget: int) -> float:
     """Mean negative log-likelihood of the examples' predicted tokens."""
     num_tokens = float(sum(example.num_predicted for example in examples))
-    groups = microbatches([len(example.ids) for example in examples], budget=budget)
-    losses = (_example_loss(policy, [examples[index] for index in group], num_tokens) for group in groups)
-    return sum(float(loss.value) for loss in losses)
+    groups = microbatches([len(example.ids) for example in examples], budget=budget, shares=processes.count())
+    total = 0.0
+    for turn in parallel.turns(groups):
+        loss = _example_loss(policy, [examples[index] for index in turn.item], num_tokens)
+        total += float(loss.value) if turn.counts else 0.0
+    return parallel.summed_amounts([total])[0]
 
 
 def _example_loss(policy: LanguageModel, batch: Sequence[Example], num_tokens: float) -> Loss:

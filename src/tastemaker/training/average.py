@@ -11,6 +11,8 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor, nn
 
+from tastemaker import parallel
+
 PAPER_EPISODES = 512
 
 
@@ -30,11 +32,11 @@ class WeightAverage:
         """average = decay * average + (1 - decay) * now"""
         for name, parameter in module.named_parameters():
             if name in self.weights:
-                self.weights[name].lerp_(parameter.detach(), 1 - decay)
+                parallel.part_of(self.weights[name]).lerp_(parallel.part_of(parameter.detach()), 1 - decay)
 
     def state(self) -> dict[str, Tensor]:
         return dict(self.weights)
 
     def load_state(self, state: Mapping[str, Tensor]) -> None:
         for name, tensor in self.weights.items():
-            tensor.copy_(state[name])
+            tensor.copy_(parallel.laid_as(tensor, state[name]))

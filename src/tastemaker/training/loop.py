@@ -13,6 +13,7 @@ from typing import Any, Protocol
 
 from torch import nn
 
+from tastemaker import parallel
 from tastemaker.artefacts import CHECKPOINT
 from tastemaker.checkpoint import load_state, save_state
 from tastemaker.console import progress
@@ -36,7 +37,7 @@ class ModuleState:
         return self.module.state_dict()
 
     def load_state(self, state: Mapping[str, Any]) -> None:
-        self.module.load_state_dict(state)
+        self.module.load_state_dict(parallel.all_laid_as(self.module.state_dict(), state))
 
 
 def run_steps(

@@ -6,6 +6,8 @@ The number of micro-batches therefore changes nothing. Gradients are clipped by 
 it was before. A loss or a gradient that is not finite stops training before it can reach the weights.
 
 The learning rate is a function of the optimizer step, counted from 0 to `total_steps`.
+
+Several processes are given the same micro-batches, and each takes its turns at them (`parallel`): the step is the same.
 """
 
 from __future__ import annotations
@@ -19,9 +21,10 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor, nn
 
+from tastemaker import parallel, processes
 from tastemaker.compiled import compile_layers
-from tastemaker.errors import TrainingError
-from tastemaker.recompute import layers_recomputed
+from tastemaker.errors import ConfigError, TrainingError
+from tastemaker.recompute import layers_in, layers_recomputed
 from tastemaker.settings import OptimizerConfig
 
 Batch = TypeVar("Batch")
@@ -46,12 +49,15 @@ class StepReport:
 
 
 class Trainer:
-    """Trains the parameters of `module` that require gradients."""
+    """Trains the parameters of `module` that require gradients; of several processes each holds a part of them all."""
 
     def __init__(self, module: nn.Module, config: OptimizerConfig, *, total_steps: int) -> None:
         if total_steps < 1:
             raise TrainingError(f"there are {total_steps} optimizer steps to take; give more data or more epochs.")
         self.module, self.config, self.total_steps = module, config, total_steps
+        if config.compile and processes.several():
+            raise ConfigError("compile is for one process; set it to false, or start one.")
+        parallel.shard(module, layers_in(module))
         self.parameters = [parameter for parameter in module.parameters() if parameter.requires_grad]
         self.optimizer = torch.optim.AdamW(
             self.parameters,
@@ -78,14 +84,22 @@ class Trainer:
         return self.apply(loss, sums)
 
     def accumulate(
-        self, microbatches: Iterable[Batch], loss_fn: Callable[[Batch, float], Loss], denominator: float
+        self,
+        microbatches: Iterable[Batch],
+        loss_fn: Callable[[Batch, float], Loss],
+        denominator: float,
+        *,
+        last: bool = True,
     ) -> tuple[float, dict[str, float]]:
-        """Add the gradients of `microbatches` to those already there, without stepping. Returns the loss and sums."""
+        """Add the gradients of `microbatches` to those already there, without stepping. Returns the loss and sums.
+
+        Once a step, at the end of the `last` micro-batches before it, gradients are added up over processes.
+        """
         total, sums = 0.0, dict[str, float]()
         with layers_recomputed(self.module) if self.config.gradient_checkpointing else nullcontext():
-            for batch in microbatches:
+            for turn in parallel.turns(microbatches):
                 with self.autocast():
-                    loss = loss_fn(batch, denominator)
+                    loss = loss_fn(turn.item, denominator)
                 value = float(loss.value.detach())
                 if not math.isfinite(value):
                     self.optimizer.zero_grad(set_to_none=True)
@@ -94,16 +108,18 @@ class Trainer:
                         "Usual causes: a learning rate that is too high, or data with extreme lengths or scores.",
                         finding="not-finite",
                     )
-                loss.value.backward()  # type: ignore[no-untyped-call]
-                total += value
+                parallel.sync_gradients(self.module, last and turn.last)
+                (loss.value if turn.counts else 0 * loss.value).backward()  # type: ignore[no-untyped-call]
+                total += value if turn.counts else 0.0
                 for name, amount in loss.sums.items():
-                    sums[name] = sums.get(name, 0.0) + amount
-        return total, sums
+                    sums[name] = sums.get(name, 0.0) + (amount if turn.counts else 0.0)
+        total, *amounts = parallel.summed_amounts([total, *sums.values()])
+        return total, dict(zip(sums, amounts, strict=True))
 
     def apply(self, loss: float, sums: Mapping[str, float]) -> StepReport:
         """Clip the accumulated gradients, take the step, clear them."""
         gradients = [parameter.grad for parameter in self.parameters if parameter.grad is not None]
-        norm = float(nn.utils.get_total_norm(gradients))
+        norm = parallel.total_norm(gradients)
         if not math.isfinite(norm):
             self.optimizer.zero_grad(set_to_none=True)
             raise TrainingError(
@@ -126,7 +142,12 @@ class Trainer:
         return {"optimizer": self.optimizer.state_dict(), "steps_taken": self.steps_taken}
 
     def load_state(self, state: Mapping[str, Any]) -> None:
-        self.optimizer.load_state_dict(state["optimizer"])
+        saved = state["optimizer"]
+        moments = {
+            int(place): parallel.all_laid_as(dict.fromkeys(tensors, self.parameters[int(place)]), tensors)
+            for place, tensors in saved["state"].items()
+        }
+        self.optimizer.load_state_dict({**saved, "state": moments})
         self.steps_taken = int(state["steps_taken"])
 
 

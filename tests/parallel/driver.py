@@ -1,0 +1,151 @@
+"""A program for several processes: `driver.py FOLDER JOB ...`, started by `launching.drive`.
+
+Each job works in `FOLDER/several/JOB`; models lie in `FOLDER/models`. What a job finds out beyond what its training
+writes is left by the first process as `found.json`.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Mapping
+from datetime import timedelta
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from tests.parallel import jobs
+
+from tastemaker import parallel, processes
+from tastemaker.checkpoint import load_policy
+from tastemaker.corpus import next_token_places
+from tastemaker.files import write_json
+from tastemaker.losses import sft_loss
+from tastemaker.model import LanguageModel
+from tastemaker.packing import pack
+from tastemaker.stages import sft
+from tastemaker.stages.ppo import PpoRun
+from tastemaker.training import Loss, OptimizerConfig, Trainer
+
+SEQUENCES = [[9, 10, 11, 12], [20, 21], [30, 31, 32], [40, 41, 42, 43, 44], [50, 51]]
+
+
+def resumed_ppo(folder: Path, models: Path) -> None:
+    """Go on with what one process has begun in `FOLDER/begun`, which the test has laid here."""
+    jobs.ppo(folder, models)
+
+
+def gathering(folder: Path, _models: Path) -> None:
+    """What is shared out comes back in order; what is summed is summed."""
+    here, count = processes.number(), processes.count()
+    turns = {size: [(turn.item, turn.counts, turn.last) for turn in parallel.turns(range(size))] for size in range(5)}
+    found = {
+        "shares": parallel.in_shares(5, lambda places: [(place, here) for place in places]),
+        "fewer": parallel.in_shares(1, lambda places: [(place, here) for place in places]),
+        "turns": parallel.in_shares(count, lambda _: [turns]),
+        "sum": parallel.summed_amounts([1.5 + here, -2.0]),
+        "tensor": parallel.summed(torch.tensor([here, 1.0 - here])).tolist(),
+        "largest": parallel.largest(-3.0 - here),
+        "first": parallel.from_first(f"said by {here}"),
+    }
+    write_json(folder / "found.json", found)
+
+
+def lm_loss(policy: LanguageModel, seen: list[bool], trainer: Trainer, place: int, num_tokens: float) -> Loss:
+    """The language model's loss of a sequence; notes whether gradients were synced before."""
+    seen.append(any(parameter.grad is not None for parameter in trainer.parameters))
+    packed = pack([SEQUENCES[place]])
+    logprob_M = policy.predict(packed, *next_token_places(packed)).logprob_M
+    return Loss(sft_loss(logprob_M, torch.ones_like(logprob_M, dtype=torch.bool), num_tokens=num_tokens))
+
+
+def syncing(folder: Path, models: Path) -> None:
+    """One step over five micro-batches in two parts: when gradients are added up over processes, and what they are."""
+    policy = load_policy(str(models / "tied"))
+    tied = policy.library.get_input_embeddings().weight is policy.library.get_output_embeddings().weight
+    trainer = Trainer(policy, OptimizerConfig(learning_rate=1e-3), total_steps=1)
+    seen: list[bool] = []
+    loss_fn = partial(lm_loss, policy, seen, trainer)
+    first, _ = trainer.accumulate([0, 1, 2], loss_fn, 7.0, last=False)
+    second, _ = trainer.accumulate([3, 4], loss_fn, 5.0)
+    gradients = [parameter.grad for parameter in trainer.parameters]
+    pieces = [None if gradient is None else parallel.part_of(gradient).numel() for gradient in gradients]
+    whole = [None if gradient is None else parallel.whole(gradient).double().sum().item() for gradient in gradients]
+    report = trainer.apply(first + second, {})
+    still = policy.library.get_input_embeddings().weight is policy.library.get_output_embeddings().weight
+    found = {
+        "synced_before": parallel.in_shares(processes.count(), lambda _: [seen]),
+        "pieces": parallel.in_shares(processes.count(), lambda _: [pieces]),
+        "gradients": whole,
+        "loss": report.loss,
+        "grad_norm": report.grad_norm,
+        "tied": [tied, still],
+    }
+    write_json(folder / "found.json", found)
+
+
+def sampling(folder: Path, models: Path) -> None:
+    """Rollouts of one iteration, and the first numbers of the noise in the first steps of fine-tuning."""
+    run = PpoRun(
+        jobs.ppo_config(decoding={"max_new_tokens": 6}, ptx_coef=0.0, batch_size=9),
+        str(models / "ending" / "model"),
+        str(models / "judge"),
+        jobs.scorer(models),
+        [jobs.PROMPTS[0]],  # one prompt, so that only seeds make responses differ
+        (),
+        (),
+        jobs.CPU,
+        3,
+    )
+    rollouts = run.roll_out([0] * 9, 0)
+    draws = list[float]()
+    loss = sft._example_loss
+
+    def drawing(*arguments: Any) -> Loss:
+        draws.append(torch.rand(()).item())
+        return loss(*arguments)
+
+    sft._example_loss = drawing
+    try:
+        jobs.lone(folder, models)
+    finally:
+        sft._example_loss = loss
+    found = {
+        "responses": [list(rollout.response_ids) for rollout in rollouts],
+        "noise": parallel.in_shares(processes.count(), lambda _: [draws]),
+    }
+    write_json(folder / "found.json", found)
+
+
+def command(folder: Path, models: Path) -> None:
+    """`tastemaker sft`, twice: the second time there is nothing left to do."""
+    from tastemaker.commands.training import sft as run_command
+
+    arguments = ["--model", str(models / "base"), "--data", str(models / "data.jsonl"), "--out", str(folder / "out")]
+    arguments += ["--epochs", "1", "--batch-size", "3", "--optimizer.learning-rate", "1e-3", "--threads", "1"]
+    run_command(arguments)
+    run_command(arguments)
+
+
+JOBS: Mapping[str, Callable[[Path, Path], None]] = {
+    **jobs.TRAININGS,
+    "lone": jobs.lone,
+    "half-ppo": jobs.half_of_ppo,
+    "resumed-ppo": resumed_ppo,
+    "gathering": gathering,
+    "syncing": syncing,
+    "sampling": sampling,
+    "command": command,
+}
+
+
+def main() -> None:
+    folder = Path(sys.argv[1])
+    parallel.prepare(1, patience=timedelta(minutes=2))
+    for name in sys.argv[2:]:
+        JOBS[name](folder / "several" / name, folder / "models")
+    parallel.leave()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,215 @@
+"""The trainings that several processes and one do alike: small models, ragged lengths, uneven last batches.
+
+Adam's epsilon is large enough that rounding of a gradient near 0 makes no step; learning rates are such that weights
+move by some thousandths.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file
+from tests.models import save_model
+from tests.stages.conftest import demonstration, prompt, ranking
+from torch import Tensor
+
+from tastemaker.checkpoint import load_reward_model, new_reward_model, save_reward_model
+from tastemaker.config import from_mapping
+from tastemaker.files import write_records
+from tastemaker.model import freeze
+from tastemaker.records import Text
+from tastemaker.scoring import ModelScorer
+from tastemaker.settings import DpoConfig, PpoConfig, RewardConfig, SftConfig
+from tastemaker.stages.dpo import train_dpo
+from tastemaker.stages.ppo import PpoRun, train_ppo
+from tastemaker.stages.reward import train_reward_model
+from tastemaker.stages.sft import train_sft
+
+CPU = torch.device("cpu")
+ADAM = {"learning_rate": 1e-3, "schedule": "constant", "epsilon": 1e-5}
+
+DEMONSTRATIONS = [
+    demonstration(f"w{n} w{n + 1}" + " w8" * (n % 4), " ".join(f"w{n + k}" for k in range(3 * (n % 3) + 1)))
+    for n in range(5, 12)
+]
+# Answers of none, one and several words: a policy that has seen them ends some of its responses at once.
+ANSWERS = [
+    demonstration(f"w{n} w{n + 1}" + " w9" * (n % 3), " ".join(["w7"] * (5 * (n % 4 == 1)))) for n in range(3, 14)
+]
+RANKINGS = [
+    ranking(f"w{n} w3" + " w4" * (n % 3), ["w5 w7", f"w6 w{n} w9", "w6"], ((n % 3,), tuple({0, 1, 2} - {n % 3})))
+    for n in range(20, 31)
+]
+PROMPTS = [prompt(f"w{number} w{number + 1}" + " w9" * (number % 3)) for number in range(3, 14)]
+TEXTS = [Text(text=" ".join(f"w{(7 * place + number) % 90}" for place in range(5 + number))) for number in range(7)]
+
+
+def make_models(folder: Path) -> None:
+    """What trainings start from: a policy, one with tied embeddings, one that ends its responses, a reward model."""
+    base = save_model(folder / "base", max_position_embeddings=64)
+    save_model(folder / "tied", seed=3, max_position_embeddings=64, tie_word_embeddings=True)
+    judge = new_reward_model(str(base), seed=5)
+    judge.offset += 0.375
+    save_reward_model(folder / "judge", judge)
+    ending = from_mapping(
+        SftConfig,
+        {"epochs": 6, "batch_size": 4, "keep_epochs": "last", "optimizer": ADAM | {"learning_rate": 5e-3}},
+        where="test",
+    )
+    train_sft(folder / "ending", config=ending, base=str(base), demonstrations=ANSWERS, device=CPU, seed=1)
+    write_records(folder / "data.jsonl", DEMONSTRATIONS)
+
+
+def sft(folder: Path, models: Path) -> None:
+    """7 demonstrations in batches of 3, so that the last batch has one; a text beside each 3 of them."""
+    config = from_mapping(
+        SftConfig,
+        {
+            "epochs": 2,
+            "batch_size": 3,
+            "keep_epochs": "last",
+            "pretraining_mix": 0.25,
+            "microbatch_tokens": 20,
+            "checkpoint_every": 2,
+            "optimizer": ADAM,
+        },
+        where="test",
+    )
+    train_sft(
+        folder,
+        config=config,
+        base=str(models / "base"),
+        demonstrations=DEMONSTRATIONS,
+        validation=DEMONSTRATIONS[:3],
+        pretraining=TEXTS,
+        device=CPU,
+        seed=2,
+    )
+
+
+def lone(folder: Path, models: Path) -> None:
+    """Batches of 2, and of one at last, without any text: a process has nothing to do then."""
+    config = from_mapping(
+        SftConfig, {"epochs": 2, "batch_size": 2, "keep_epochs": "last", "optimizer": ADAM}, where="test"
+    )
+    rows = DEMONSTRATIONS[:5]
+    train_sft(folder, config=config, base=str(models / "base"), demonstrations=rows, device=CPU, seed=2)
+
+
+def reward(folder: Path, models: Path) -> None:
+    """11 prompts in batches of 4, layers computed again for their gradients."""
+    config = from_mapping(
+        RewardConfig,
+        {
+            "epochs": 2,
+            "batch_size": 4,
+            "microbatch_tokens": 60,
+            "optimizer": ADAM | {"gradient_checkpointing": True},
+        },
+        where="test",
+    )
+    train_reward_model(
+        folder,
+        config=config,
+        init=str(models / "base"),
+        rankings=RANKINGS,
+        validation=RANKINGS[:4],
+        demonstrations=DEMONSTRATIONS,
+        device=CPU,
+        seed=4,
+    )
+
+
+def dpo(folder: Path, models: Path) -> None:
+    """22 pairs in batches of 5, on tied embeddings."""
+    config = from_mapping(
+        DpoConfig, {"init": "", "batch_size": 5, "microbatch_tokens": 70, "optimizer": ADAM}, where="test"
+    )
+    init = str(models / "tied")
+    train_dpo(folder, config=config, init=init, rankings=RANKINGS, validation=RANKINGS[:3], device=CPU, seed=1)
+
+
+def ppo_config(**changes: Any) -> PpoConfig:
+    """9 episodes in 3 minibatches of 3, which two processes cannot halve; a cut-off response trains nothing."""
+    small: dict[str, Any] = {
+        "init": "",
+        "reward": "",
+        "iterations": 3,
+        "batch_size": 9,
+        "minibatches": 3,
+        "decoding": {"max_new_tokens": 4, "batch_tokens": 64},
+        "policy": ADAM,
+        "value": ADAM,
+        "warmup_iterations": 0,
+        "truncated": "mask",
+        "microbatch_tokens": 20,
+        "ptx_coef": 0.5,
+        "ptx_examples_per_episode": 1.0,
+        "adaptive_kl": {"target": 0.1, "horizon": 100.0},
+        "checkpoint_every": 2,
+    }
+    return from_mapping(PpoConfig, small | changes, where="test")
+
+
+def scorer(models: Path) -> ModelScorer:
+    return ModelScorer(freeze(load_reward_model(str(models / "judge")), "float32"), budget=40)
+
+
+def ppo(folder: Path, models: Path) -> None:
+    """PPO-ptx for a reward model, with everything that a checkpoint may hold."""
+    train_ppo(
+        folder,
+        config=ppo_config(),
+        init=str(models / "ending" / "model"),
+        reward=str(models / "judge"),
+        scorer=scorer(models),
+        prompts=PROMPTS,
+        pretraining=TEXTS,
+        heldout_text=TEXTS[:3],
+        device=CPU,
+        seed=3,
+    )
+
+
+class StoppedError(Exception):
+    """Stands for the end of the job."""
+
+
+def half_of_ppo(folder: Path, models: Path) -> None:
+    """The same, stopped before its third iteration; the checkpoint is of the second."""
+    step = PpoRun.step
+
+    def stopping(run: PpoRun, iteration: int) -> dict[str, float]:
+        if iteration == 2:
+            raise StoppedError
+        return step(run, iteration)
+
+    PpoRun.step = stopping  # type: ignore[method-assign]
+    try:
+        ppo(folder, models)
+    except StoppedError:
+        pass
+    finally:
+        PpoRun.step = step  # type: ignore[method-assign]
+
+
+TRAININGS: Mapping[str, Callable[[Path, Path], None]] = {"sft": sft, "reward": reward, "dpo": dpo, "ppo": ppo}
+
+
+def weights(model: Path) -> dict[str, Tensor]:
+    return load_file(model / "model.safetensors")
+
+
+def largest_difference(one: Mapping[str, Tensor], other: Mapping[str, Tensor]) -> float:
+    """The largest difference of any parameter of two models of a kind."""
+    assert one.keys() == other.keys()
+    return max(float((tensor - other[name]).abs().max()) for name, tensor in one.items())
+
+
+def moved(model: Mapping[str, Tensor], start: Mapping[str, Tensor]) -> float:
+    """By how much weights moved that both have: a reward model has another head than what it started from."""
+    shared = [name for name in model if name in start and model[name].shape == start[name].shape]
+    return max(float((model[name] - start[name]).abs().max()) for name in shared)

@@ -1,0 +1,218 @@
+"""Two processes train what one trains: parameters, metrics and files, resuming on another number, and errors.
+
+One job of two processes does most of it, since starting one takes seconds.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from tests.parallel import jobs
+from tests.parallel.launching import ROOT, drive, launch
+from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
+
+from tastemaker.artefacts import read_manifest
+from tastemaker.checkpoint import load_state
+from tastemaker.cli import main
+from tastemaker.metrics import read_metrics
+
+TOLERANCE = 1e-5
+FOLDERS = ("one", "several")
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The trainings by one process, and by two."""
+    place = tmp_path_factory.mktemp("jobs")
+    jobs.make_models(place / "models")
+    for name, train in jobs.TRAININGS.items():
+        train(place / "one" / name, place / "models")
+    jobs.half_of_ppo(place / "one" / "half-ppo", place / "models")
+    shutil.copytree(place / "one" / "half-ppo", place / "several" / "resumed-ppo")
+    drive(place, *jobs.TRAININGS, "half-ppo", "resumed-ppo", "gathering", "command")
+    return place
+
+
+def metrics(folder: Path) -> list[dict[str, float]]:
+    rows = read_metrics(folder / "metrics.jsonl")
+    return [{name: value for name, value in row.items() if name != "seconds"} for row in rows]
+
+
+def found(folder: Path, job: str) -> dict[str, Any]:
+    read: dict[str, Any] = json.loads((folder / "several" / job / "found.json").read_text())
+    return read
+
+
+def check_alike(rows: list[dict[str, float]], expected: list[dict[str, float]]) -> None:
+    assert len(rows) == len(expected)
+    for row, other in zip(rows, expected, strict=True):
+        assert row == pytest.approx(other, abs=1e-4, rel=1e-4)
+
+
+# --- as one process -------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("name", "start"), [("sft", "base"), ("dpo", "tied"), ("ppo", "ending/model")])
+def test_parameters_are_those_of_one_process(folder: Path, name: str, start: str) -> None:
+    one, several = (jobs.weights(folder / kind / name / "model") for kind in FOLDERS)
+    assert jobs.largest_difference(one, several) < TOLERANCE
+    assert jobs.moved(one, jobs.weights(folder / "models" / start)) > 100 * TOLERANCE
+
+
+def test_a_reward_models_parameters_are_those_of_one_process(folder: Path) -> None:
+    """With gradient checkpointing; its head and its offset too."""
+    one, several = (jobs.weights(folder / kind / "reward" / "model") for kind in FOLDERS)
+    assert jobs.largest_difference(one, several) < TOLERANCE
+    assert jobs.moved(one, jobs.weights(folder / "models" / "base")) > 100 * TOLERANCE
+    offsets = [json.loads((folder / kind / "reward" / "results.json").read_text())["offset"] for kind in FOLDERS]
+    assert offsets[1] == pytest.approx(offsets[0], abs=TOLERANCE)
+
+
+def test_the_weight_average_is_that_of_one_process(folder: Path) -> None:
+    one, several = (jobs.weights(folder / kind / "ppo" / "model-ema") for kind in FOLDERS)
+    assert jobs.largest_difference(one, several) < TOLERANCE
+    assert jobs.largest_difference(one, jobs.weights(folder / "one" / "ppo" / "model")) > 10 * TOLERANCE
+
+
+@pytest.mark.parametrize("name", jobs.TRAININGS)
+def test_metrics_are_those_of_one_process(folder: Path, name: str) -> None:
+    """Written once a step, and summed over both: losses, accuracies, KL, whitened advantages' losses, ratios."""
+    check_alike(metrics(folder / "several" / name), metrics(folder / "one" / name))
+
+
+@pytest.mark.parametrize("name", ["reward", "dpo"])
+def test_results_are_those_of_one_process(folder: Path, name: str) -> None:
+    one, several = (json.loads((folder / kind / name / "results.json").read_text()) for kind in FOLDERS)
+    assert several["accuracy"] == one["accuracy"]
+    assert several["n"] == one["n"]
+
+
+@pytest.mark.parametrize("name", jobs.TRAININGS)
+def test_files_are_those_of_one_process(folder: Path, name: str) -> None:
+    def listed(kind: str) -> list[str]:
+        base = folder / kind / name
+        files = sorted(str(path.relative_to(base)) for path in base.rglob("*") if path.is_file())
+        return [path for path in files if not path.startswith("checkpoint/")]
+
+    assert listed("several") == listed("one")
+
+
+def test_the_library_loads_what_two_processes_have_saved(folder: Path) -> None:
+    tied = AutoModelForCausalLM.from_pretrained(folder / "several" / "dpo" / "model")
+    assert tied.get_input_embeddings().weight is tied.get_output_embeddings().weight
+    assert tied.config.architectures == ["LlamaForCausalLM"]
+    judge = AutoModelForSequenceClassification.from_pretrained(folder / "several" / "reward" / "model")
+    assert judge.config.architectures == ["LlamaForSequenceClassification"]
+
+
+# --- sharing work ---------------------------------------------------------------------------------------------------
+
+
+def test_work_is_shared_by_place_and_comes_back_in_order(folder: Path) -> None:
+    said = found(folder, "gathering")
+    assert said["shares"] == [[0, 0], [1, 1], [2, 0], [3, 1], [4, 0]]
+    assert said["fewer"] == [[0, 0]]
+    assert said["sum"] == [1.5 + 2.5, -4.0]
+    assert said["tensor"] == [1.0, 1.0]
+    assert said["largest"] == -3.0
+    assert said["first"] == "said by 0"
+
+
+def test_all_processes_have_as_many_turns(folder: Path) -> None:
+    """Items as (item, counts, last): of three the second process has one, and repeats the first without weight."""
+    first, second = found(folder, "gathering")["turns"]
+    assert first["3"] == [[0, True, False], [2, True, True]]
+    assert second["3"] == [[1, True, False], [0, False, True]]
+    assert first["1"] == [[0, True, True]]
+    assert second["1"] == [[0, False, True]]
+    assert first["4"] == [[0, True, False], [2, True, True]]
+    assert second["4"] == [[1, True, False], [3, True, True]]
+    assert first["0"] == second["0"] == []
+
+
+# --- resuming -------------------------------------------------------------------------------------------------------
+
+
+def test_what_two_processes_began_one_finishes(folder: Path, tmp_path: Path) -> None:
+    begun = folder / "several" / "half-ppo"
+    (parts,) = (begun / "checkpoint").iterdir()
+    assert sorted(path.name for path in parts.iterdir()) == [".metadata", "__0_0.distcp", "__1_0.distcp"]
+    shutil.copytree(begun, tmp_path / "ppo")
+    jobs.ppo(tmp_path / "ppo", folder / "models")
+    for model in ("model", "model-ema"):
+        one, resumed = (jobs.weights(place / "ppo" / model) for place in (folder / "one", tmp_path))
+        assert jobs.largest_difference(one, resumed) < TOLERANCE
+    check_alike(metrics(tmp_path / "ppo"), metrics(folder / "one" / "ppo"))
+
+
+def test_what_one_process_began_two_finish(folder: Path) -> None:
+    state = load_state(folder / "one" / "half-ppo" / "checkpoint" / "state.pt")
+    assert state is not None
+    assert state["step"] == 2
+    for model in ("model", "model-ema"):
+        one, resumed = (jobs.weights(folder / place / model) for place in ("one/ppo", "several/resumed-ppo"))
+        assert jobs.largest_difference(one, resumed) < TOLERANCE
+    check_alike(metrics(folder / "several" / "resumed-ppo"), metrics(folder / "one" / "ppo"))
+
+
+def test_a_state_in_parts_is_put_together(folder: Path, tmp_path: Path) -> None:
+    """It holds what a state of one process holds; the later of two states counts, and a broken one does not."""
+    place = tmp_path / "checkpoint"
+    shutil.copytree(folder / "several" / "half-ppo" / "checkpoint", place)
+    state, other = load_state(place / "state.pt"), load_state(folder / "one" / "half-ppo" / "checkpoint" / "state.pt")
+    assert state is not None
+    assert other is not None
+    assert state["step"] == other["step"] == 2
+    assert state["controller"]["kl_coef"] == pytest.approx(other["controller"]["kl_coef"], rel=1e-4)
+    for name in ("policy", "value", "average"):
+        assert jobs.largest_difference(state[name], other[name]) < TOLERANCE
+    for name in ("policy_trainer", "value_trainer"):
+        moments, others = (which[name]["optimizer"]["state"] for which in (state, other))
+        assert {int(number) for number in moments} == set(others)
+        for number, held in others.items():
+            torch.testing.assert_close(moments[str(number)], held, rtol=1e-3, atol=1e-6)
+    torch.save({"step": 1}, place / "state.pt")
+    later = load_state(place / "state.pt")
+    assert later is not None
+    assert later["step"] == 2
+    (next(place.glob("state-*")) / ".metadata").unlink()
+    earlier = load_state(place / "state.pt")
+    assert earlier == {"step": 1}
+
+
+# --- commands and errors --------------------------------------------------------------------------------------------
+
+
+def test_a_command_is_done_once_by_both(folder: Path, tmp_path: Path) -> None:
+    out = folder / "several" / "command" / "out"
+    arguments = ["--model", str(folder / "models" / "base"), "--data", str(folder / "models" / "data.jsonl")]
+    arguments += ["--out", str(tmp_path / "out"), "--epochs", "1", "--batch-size", "3"]
+    assert main(["sft", *arguments, "--optimizer.learning-rate", "1e-3", "--threads", "1"]) == 0
+    one, several = (jobs.weights(place / "model") for place in (tmp_path / "out", out))
+    assert jobs.largest_difference(one, several) < 1e-3, "Adam's usual epsilon makes steps of a gradient's rounding"
+    manifests: list[Mapping[str, Any] | None] = [read_manifest(place) for place in (tmp_path / "out", out)]
+    assert all(manifests)
+    mine, theirs = (manifest for manifest in manifests if manifest is not None)
+    assert theirs["processes"] == 2
+    assert "processes" not in mine
+    for name in ("stage", "config", "inputs"):
+        assert theirs[name] == mine[name]
+    assert theirs["outputs"].keys() == mine["outputs"].keys()
+    assert not (out / "started.json").exists()
+
+
+def test_an_error_of_one_process_ends_the_job(folder: Path, tmp_path: Path) -> None:
+    """The second process fails in the middle of a step, which the first waits for."""
+    data = ["--model", folder / "models" / "base", "--data", folder / "models" / "data.jsonl"]
+    done = launch(ROOT / "tests/parallel/failing.py", "sft", *data, "--out", tmp_path / "out", "--threads", "1")
+    assert done.returncode != 0
+    assert "error in process 1: made to fail in its second step" in done.stderr
+    said = done.stderr.partition("torch/distributed/elastic")[0]  # what torchrun adds is another matter
+    assert "Traceback" not in said
+    assert not (tmp_path / "out" / "manifest.json").exists()
