@@ -92,7 +92,7 @@ class ModelScorer:
             with torch.autocast(model.device.type, dtype=torch.bfloat16, enabled=self.bfloat16):
                 score_S = model.scores(packed.to(model.device))
             if turn.counts:
-                score_B[members] = score_S.cpu()
+                score_B[members] = score_S.cpu().double()
         scores: list[float] = parallel.summed(score_B).tolist()
         return scores
 
