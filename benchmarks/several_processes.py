@@ -56,7 +56,7 @@ def _compared(folder: Path, name: str) -> dict[str, Any]:
 def render(count: int, versions: Mapping[str, str], rows: Sequence[Mapping[str, Any]]) -> str:
     """The table, as Markdown."""
     lines = [
-        f"| stage | parameters | optimizer steps | weights moved by up to | {count} processes differ from one by up to |",
+        f"| stage | parameters | optimizer steps | weights moved by | {count} processes differ from one by |",
         "|---|---|---|---|---|",
     ]
     for row in rows:

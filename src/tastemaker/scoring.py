@@ -114,8 +114,7 @@ class FunctionScorer:
     """Scores by a Python function `score(prompts, responses, records) -> list of float`.
 
     `prompts` are conversations, `responses` texts, `records` the prompts' other fields and `finished`. Of several
-    processes the first calls it, with all responses, and tells the others: a function may look at its whole batch, or
-    be random.
+    processes the first calls it, with all responses, and tells the others: it may look at them all, or be random.
     """
 
     def __init__(self, function: ScoreFunction, *, name: str) -> None:

@@ -88,7 +88,7 @@ def sampling(folder: Path, models: Path) -> None:
     """Rollouts of one iteration, and the first numbers of the noise in the first steps of fine-tuning."""
     run = PpoRun(
         jobs.ppo_config(decoding={"max_new_tokens": 6}, ptx_coef=0.0, batch_size=9),
-        str(models / "ending" / "model"),
+        str(models / "base"),
         str(models / "judge"),
         jobs.scorer(models),
         [jobs.PROMPTS[0]],  # one prompt, so that only seeds make responses differ

@@ -35,10 +35,8 @@ DEMONSTRATIONS = [
     demonstration(f"w{n} w{n + 1}" + " w8" * (n % 4), " ".join(f"w{n + k}" for k in range(3 * (n % 3) + 1)))
     for n in range(5, 12)
 ]
-# Answers of none, one and several words: a policy that has seen them ends some of its responses at once.
-ANSWERS = [
-    demonstration(f"w{n} w{n + 1}" + " w9" * (n % 3), " ".join(["w7"] * (5 * (n % 4 == 1)))) for n in range(3, 14)
-]
+# Answers of no word and of five: a policy that has seen them ends some of its responses at once.
+ANSWERS = [demonstration(f"w{n} w{n + 1}" + " w9" * (n % 3), " ".join(["w7"] * (5 * (n % 2)))) for n in range(3, 14)]
 RANKINGS = [
     ranking(f"w{n} w3" + " w4" * (n % 3), ["w5 w7", f"w6 w{n} w9", "w6"], ((n % 3,), tuple({0, 1, 2} - {n % 3})))
     for n in range(20, 31)

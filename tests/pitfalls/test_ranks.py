@@ -107,12 +107,12 @@ def test_64_a_sample_depends_on_its_place_and_on_no_rank(folder: Path) -> None:
 
     Source: volcengine/verl#5179.
     Here: a response's seed is a hash of the run's seed, the iteration and its place in the batch
-    (`responses.seed_for`); `parallel.in_shares` hands out places. Nine responses to one prompt differ, and two processes
-    draw those of one.
+    (`responses.seed_for`); `parallel.in_shares` hands out places. Nine responses to one prompt differ, and two
+    processes draw those of one.
     """
     run = PpoRun(
         jobs.ppo_config(decoding={"max_new_tokens": 6}, ptx_coef=0.0, batch_size=9),
-        str(folder / "models" / "ending" / "model"),
+        str(folder / "models" / "base"),
         str(folder / "models" / "judge"),
         jobs.scorer(folder / "models"),
         [jobs.PROMPTS[0]],
