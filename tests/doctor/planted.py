@@ -344,7 +344,7 @@ FAULTS = (
         what="a reward that has no more to tell once a word of a kind is said",
         strength="the policy's learning rate, without a KL penalty",
         set_at=(6e-3,),
-        tried_at=(5e-3, 1e-2),
+        tried_at=(8e-3, 1.2e-2),
         plant=lambda x: {
             "kl_coef": 0.0,
             "policy": rate(x),
@@ -393,7 +393,7 @@ FAULTS = (
         },
     ),
     Fault(
-        finding="score-falling",
+        finding="reward-falling",
         what="advantages with the wrong sign",
         strength="the policy's learning rate",
         set_at=(2e-3,),

@@ -134,7 +134,7 @@ PPO_CASES: dict[str, tuple[Mapping[str, Column | None], Mapping[str, Column | No
     "length-growth": ({"response_tokens": late(15.1, 10.0)}, {"response_tokens": late(14.9, 10.0)}),
     "length-collapse": ({"response_tokens": late(3.3, 10.0)}, {"response_tokens": late(3.4, 10.0)}),
     # Without noise the standard errors are 0, and a quarter of a standard deviation decides.
-    "score-falling": (
+    "reward-falling": (
         {"score": late(0.74, 1.0), "kl_coef": 0.0, "reward": [value - 0.25 for value in late(0.74, 1.0)]},
         {"score": late(0.76, 1.0), "kl_coef": 0.0, "reward": [value - 0.25 for value in late(0.76, 1.0)]},
     ),
@@ -320,6 +320,15 @@ def test_a_score_that_falls_while_the_reward_rises_is_a_trade() -> None:
     """Learning to end costs score and saves the penalty."""
     changes = {"score": late(0.7, 1.0), "truncated_rate": late(0.0, 0.5), "reward": late(0.7, 0.5), "kl_coef": 0.0}
     assert names(measured("ppo", changes)) == []
+
+
+def test_a_penalty_that_rises_may_take_from_the_reward() -> None:
+    """0.75 - 0.1 x 2 = 0.55 and 0.75 - 0.2 x 2 = 0.35: a fall of 0.2, and 0.3 with a spread of 1 would be an alarm."""
+    held = {"score": 1.0, "score_spread": 0.5, "kl": 2.0}
+    rising = held | {"kl_coef": late(0.2, 0.1), "reward": late(0.35, 0.55)}
+    assert names(measured("ppo", rising)) == []
+    steady = held | {"kl_coef": 0.1, "kl": late(4.0, 2.0), "reward": late(0.35, 0.55)}
+    assert names(measured("ppo", steady)) == ["reward-falling"]
 
 
 def test_a_value_function_that_comes_up_from_far_below_is_learning() -> None:

@@ -36,8 +36,9 @@ LENGTH_LEFT = 1 / 3
 TRUNCATED = 0.98
 SAME_SCORE = 1e-6  # of the scores' size: rounding
 SPREAD_LEFT = 0.1  # of the first quarter's: nine tenths of what told responses apart are gone
-SCORE_ERRORS = 3.0  # standard errors, and
-SCORE_FALLEN = 0.25  # standard deviations of the scores: less is no harm
+REWARD_ERRORS = 3.0  # standard errors, and
+REWARD_FALLEN = 0.25  # standard deviations of the scores: less is no harm
+KL_COEF_RISEN = 1.2  # an adaptive coefficient that rises takes from the reward, rightly
 # A value function that says nothing has an explained variance of 0; of a working one it is 0.3 to 0.9.
 EXPLAINED = 0.05
 EXPLAINED_GAINED = 0.2  # one that began far below 0 and comes up is learning
@@ -164,20 +165,20 @@ SATURATED = Kind(
     tries=("stop here, or at an earlier model", "a reward with more to tell at its upper end", "harder prompts"),
 )
 FALLING = Kind(
-    name="score-falling",
+    name="reward-falling",
     severity="warning",
-    title="The score falls, and the reward with it",
-    when=f"`score` in the last quarter lower than in the first by {SCORE_ERRORS:g} standard errors and "
-    f"{SCORE_FALLEN:g} standard deviations of the scores, and `reward` no higher",
+    title="The reward falls, which is what is trained for",
+    when=f"`reward` in the last quarter lower than in the first by {REWARD_ERRORS:g} standard errors and "
+    f"{REWARD_FALLEN:g} standard deviations of the scores, `kl_coef` not risen by more than {KL_COEF_RISEN - 1:.0%}",
     causes=(
         "the sign of the reward or of the advantages is turned",
-        "a KL penalty or a pretraining gradient that outweighs the score",
         "updates that destroy the policy: a learning rate that is too high",
+        "a pretraining gradient that outweighs the reward",
     ),
     tries=(
         "score a good and a bad response by hand: the good one must be higher",
-        "a lower `kl_coef` or `ptx_coef`",
         "`policy.learning_rate` lower by a factor of 3",
+        "a lower `ptx_coef`",
     ),
 )
 VALUES = Kind(
@@ -328,22 +329,22 @@ def reward_saturated(measured: Measured) -> Finding | None:
     )
 
 
-def score_falling(measured: Measured) -> Finding | None:
-    score, reward = measured.series("score"), measured.series("reward")
-    if len(score) < LEAST or len(reward) < LEAST:
+def reward_falling(measured: Measured) -> Finding | None:
+    reward, coefficient = measured.series("reward"), measured.series("kl_coef")
+    if len(reward) < LEAST or (coefficient and coefficient.values[-1] > KL_COEF_RISEN * coefficient.values[0]):
         return None
-    first, last = ends(score)
-    spread = measured.series("score_spread")
-    harmless = SCORE_FALLEN * ends(spread)[0].mean if spread else 0.0
-    fallen = first.mean - last.mean
-    first_reward, last_reward = ends(reward)
-    if fallen <= max(SCORE_ERRORS * math.hypot(first.error, last.error), harmless):
+    if reward_constant(measured) is not None:  # nothing is trained for but the penalty
         return None
-    if last_reward.mean > first_reward.mean:
+    first, last = ends(reward)
+    spread, score = measured.series("score_spread"), measured.series("score")
+    # An older run's spread is told by how its means scatter.
+    told = first.error * math.sqrt(len(first) * int(measured.setting("batch_size", 1)))
+    harmless = REWARD_FALLEN * (ends(spread)[0].mean if spread else told)
+    if first.mean - last.mean <= max(REWARD_ERRORS * math.hypot(first.error, last.error), harmless):
         return None
+    scores = f"; the score {number(ends(score)[0].mean)}, then {number(ends(score)[1].mean)}" if score else ""
     return FALLING.seen(
-        f"Score {number(first.mean)} over iterations {first.span}, {number(last.mean)} over {last.span}; reward "
-        f"{number(first_reward.mean)}, then {number(last_reward.mean)}."
+        f"Reward {number(first.mean)} over iterations {first.span}, {number(last.mean)} over {last.span}{scores}."
     )
 
 
@@ -406,7 +407,7 @@ OF_PPO: Sequence[tuple[Kind, Check]] = (
     (RANDOM, entropy_rising),
     (GROWTH, length_growth),
     (SHRINKING, length_collapse),
-    (FALLING, score_falling),
+    (FALLING, reward_falling),
     (SATURATED, reward_saturated),
     (VALUES, value_not_learning),
     (VALUE_CLIP, value_clip_binds),
