@@ -547,6 +547,23 @@ def test_a_mask_that_would_broadcast_is_refused(name: str) -> None:
         TOKEN_LOSSES[name][1](given_BT, MASK.double(), 7)
 
 
+@every_token_loss
+def test_every_tensor_that_would_broadcast_is_refused(name: str) -> None:
+    given_BT = inputs(TOKEN_LOSSES[name][0], 3, 5)
+    for place in range(len(given_BT)):
+        narrow = [tensor[:, :1] if place == other else tensor for other, tensor in enumerate(given_BT)]
+        with pytest.raises(ValueError, match=r"has shape \(3, 1\), the mask \(3, 5\)"):
+            TOKEN_LOSSES[name][1](narrow, MASK, 7)
+
+
+def test_what_is_made_inside_lies_where_what_is_given_lies() -> None:
+    given_BT, score_K = inputs(3, 3, 5), t([1, 2])
+    with torch.device("meta"):  # where new tensors go that are not told better
+        for count, loss in TOKEN_LOSSES.values():
+            assert loss(given_BT[:count], MASK, 7.0).device == MASK.device
+        assert ranking_loss(score_K).device == score_K.device
+
+
 @pytest.mark.parametrize(
     ("call", "message"),
     [

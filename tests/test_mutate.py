@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import json
+import subprocess
 import sys
 import textwrap
 from pathlib import Path
@@ -119,31 +120,26 @@ def test_equal_changes_of_equal_lines_have_names_of_their_own(mutants: ModuleTyp
     assert ("x += 1", "x += 1 -> (left out) (2)") in keys
 
 
-def test_a_fork_has_the_changed_code_and_its_test_sees_it(mutate: ModuleType, mutants: ModuleType) -> None:
-    """A fork of this very process, in which the module is imported afresh; nothing is written."""
-    name, test = "ranges", "tests/test_ranges.py"
-    module = mutants.Module(mutate.path_of(name).read_text(encoding="utf-8"))
-    (mutant,) = (one for one in module.mutants if one.change == "size < 1 -> size >= 1")
-    assert mutant.operator == "comparison"
-    for version, verdict in ((None, "survived"), (mutant, "caught")):
-        assert run_afresh(name, test, version and mutant.key) == verdict
-
-
-def run_afresh(name: str, test: str, key: tuple[str, str] | None) -> str:
-    """The verdict of a fresh Python's fork on a mutant, or on the module itself."""
-    import subprocess
-
+def test_a_fork_has_the_changed_code_and_its_test_sees_it(tmp_path: Path) -> None:
+    """In a Python of its own, where nothing of ours is imported yet; no file of the module is written."""
+    test = tmp_path / "test_sizes.py"
+    test.write_text(
+        "import pytest\nfrom tastemaker.errors import ConfigError\nfrom tastemaker.ranges import parse_size\n\n"
+        "def test_a_size():\n    assert parse_size('0.001KB', 'x') == 1\n"
+    )
     code = f"""
 import sys
 sys.path[:0] = {[str(ROOT / "scripts"), str(ROOT / "src"), str(ROOT)]!r}
 import mutate
-module = mutate.Module(mutate.path_of({name!r}).read_text("utf-8"))
-mutant = next((one for one in module.mutants if one.key == {key!r}), None)
-code = module.compiled(mutant, str(mutate.path_of({name!r})))
-print(mutate.waited(mutate.fork({name!r}, code, [{test!r}], 300))["verdict"])
+path = mutate.path_of("ranges")
+module = mutate.Module(path.read_text("utf-8"))
+(changed,) = (one for one in module.mutants if one.change == "size < 1 -> size <= 1")
+for mutant in (None, changed):
+    code = module.compiled(mutant, str(path))
+    print(mutate.waited(mutate.fork("ranges", code, [{str(test)!r}], 300, "--noconftest"))["verdict"])
 """
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
-    return done.stdout.splitlines()[-1]
+    assert done.stdout.split() == ["survived", "caught"]
 
 
 # --- what is written down of the last run ---------------------------------------------------------------------------

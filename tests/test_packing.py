@@ -75,6 +75,14 @@ def test_sharing_loses_no_token_and_keeps_none_twice(groups: list[list[list[int]
     ]
 
 
+def test_one_token_in_common_is_shared_too() -> None:
+    packed = pack([[5, 6], [5, 7, 8]], groups=[2])
+    assert packed.shares
+    assert packed.id_N.tolist() == [5, 6, 7, 8]
+    assert packed.repeat_R.tolist() == [3]  # the place of the second sequence's 5, in rows of 3
+    assert not pack([[5, 6], [5, 7, 8]]).shares
+
+
 def test_groups_that_are_not_the_sequences_are_refused() -> None:
     with pytest.raises(ValueError, match="the groups have 3 sequences, but 2 were given"):
         pack([[1], [2]], groups=[2, 1])

@@ -65,6 +65,17 @@ def test_uniforms_hang_on_seed_response_and_step_alone() -> None:
     assert len(np.unique(together)) == together.size == 52
 
 
+def test_each_uniform_is_one_word_of_philox_under_its_seed_response_and_step() -> None:
+    seeds, responses = [5, 2**63 + 2**40 + 9, -3], [0, 2, 7]
+    found = draw_uniforms(seeds, responses, 6)
+    assert found.shape == (6, 3)
+    for row, (seed, response) in enumerate(zip([5, 2**63 + 2**40 + 9, 2**64 - 3], responses, strict=True)):
+        for step in range(6):  # step 5 is word 1 of block 1
+            counter = np.array([[step // 4], [response], [0], [0]], dtype=np.uint64)
+            key = np.array([[seed % 2**32], [seed // 2**32]], dtype=np.uint64)
+            assert found[step, row] == to_uniform(philox(counter, key)[step % 4])[0]
+
+
 def test_uniforms_are_uniform() -> None:
     uniforms = draw_uniforms(range(211), [2] * 211, 97)
     assert uniforms.dtype == np.float32
@@ -212,3 +223,9 @@ def test_impossible_settings_are_refused_by_name(changes: dict[str, object]) -> 
     name = next(iter(changes))
     with pytest.raises(ConfigError, match=name):
         settings_for(**changes)
+
+
+@pytest.mark.parametrize("changes", [{"max_new_tokens": 1}, {"top_k": 1}, {"top_p": 1.0}, {"top_p": 1e-9}])
+def test_the_ends_of_what_is_possible_are_accepted(changes: dict[str, object]) -> None:
+    name, value = next(iter(changes.items()))
+    assert getattr(settings_for(**changes), name) == value
