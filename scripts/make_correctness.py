@@ -46,7 +46,12 @@ code and shows that its test fails:
 
     scripts/show-faults tests/pitfalls/faults/*.patch
 
-The tests are part of `make test`.
+The tests are part of `make test`. Other checks of the same kind are in it too: short runs of every stage against golden
+curves in float64, equations against hand calculations, invariants over random batches.
+
+- [Several processes](many-processes.md) against one, and [TRL](peers.md) on the same batch.
+- [Mutation testing](mutation.md) of the equations, of packing, the sampler, agreement and leases.
+- [`tastemaker doctor`](doctor.md) looks at a run, [`tastemaker inspect`](inspect.md) at the tokens that a stage sees.
 """
 
 
@@ -99,6 +104,7 @@ def _parts(test: ast.FunctionDef, path: Path) -> tuple[str, str, str]:
     if match is None:
         raise SystemExit(f"{path}: the docstring of {test.name} has not the parts: the fault, 'Source: ', 'Here: '")
     fault, source, here = (" ".join(part.split()) for part in match.groups())
+    here = here[0].upper() + here[1:]
     return fault, source, here
 
 

@@ -303,8 +303,11 @@ def test_the_order_of_responses_and_of_raters_is_inert(data: st.DataObject, norm
     )
     found = []
     for one in (element, other):
-        loss = partial(element_loss, model, normalize, [one])
-        found.append(Step(module=model, costs=[1], loss=lambda _, n, loss=loss: loss(n)).taken([0], 1))
+
+        def loss(_: Sequence[int], denominator: float, one: Element = one) -> Loss:
+            return element_loss(model, normalize, [one], denominator)
+
+        found.append(Step(module=model, costs=[1], loss=loss).taken([0], 1))
     assert found[0][0] == pytest.approx(found[1][0], abs=TOLERANCE)
     close(found[0][1], found[1][1])
     assert found[0][2] == pytest.approx(found[1][2], abs=1e-8)

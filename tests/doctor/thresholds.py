@@ -9,6 +9,7 @@ from __future__ import annotations
 import argparse
 import tempfile
 from pathlib import Path
+from typing import Any
 
 from tests.doctor.planted import FAULTS, fine_tuned, run_ppo
 
@@ -40,7 +41,9 @@ def main() -> None:
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
         base, number = fine_tuned(Path(folder)), 0
-        planted = [("healthy", None, seed, {}) for seed in (range(5) if options.tried else SEEDS)]
+        planted: list[tuple[str, float | None, int, dict[str, Any]]] = [
+            ("healthy", None, seed, {}) for seed in (range(5) if options.tried else SEEDS)
+        ]
         planted += [
             (fault.finding, strength, seed, fault.plant(strength))
             for fault in FAULTS
