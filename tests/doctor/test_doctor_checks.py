@@ -118,7 +118,7 @@ PPO_CASES: dict[str, tuple[Mapping[str, Column | None], Mapping[str, Column | No
     ),
     "reward-constant": (
         {"score": 0.5, "score_spread": 1e-8, "reward": [0.5 - 0.1 * 0.05 * step - 0.25 for step in range(STEPS)]},
-        {"score": 0.5, "score_spread": 1e-3, "reward": [0.5 - 0.1 * 0.05 * step - 0.25 for step in range(STEPS)]},
+        {"score": 0.5, "score_spread": 1e-3, "kl_coef": 0.0, "reward": 0.25},
     ),
     "all-truncated": (
         {"truncated_rate": 1.0, "reward": [0.1 * step - 0.1 * 0.05 * step - 1.0 for step in range(STEPS)]},
