@@ -81,7 +81,7 @@ class Module:
 
     def __init__(self, source: str) -> None:
         self.tree = ast.parse(source)
-        self._lines = source.splitlines()
+        self.lines = source.splitlines()
         self._required = _required_keywords(self.tree)
         self._running = EVERYWHERE  # the lines of the statement that is looked at
         found = sorted(self._body(self.tree, in_function=False), key=lambda mutant: mutant.number)
@@ -202,7 +202,7 @@ class Module:
             new=new,
             lines=self._running,
             number=number,
-            line=self._lines[number - 1].strip(),
+            line=self.lines[number - 1].strip(),
             change="",
         )
         return replace(mutant, change=_described(mutant, old))

@@ -229,3 +229,9 @@ def test_impossible_settings_are_refused_by_name(changes: dict[str, object]) -> 
 def test_the_ends_of_what_is_possible_are_accepted(changes: dict[str, object]) -> None:
     name, value = next(iter(changes.items()))
     assert getattr(settings_for(**changes), name) == value
+
+
+def test_an_empty_stop_text_is_refused() -> None:
+    with pytest.raises(ConfigError, match="a stop text is empty"):
+        settings_for(stop_texts=("q:", ""))
+    assert settings_for(stop_texts=("q:",)).stop_texts == ("q:",)
