@@ -30,7 +30,8 @@ class Norm(nn.Module):
 
     def forward(self, x_BTD: Tensor) -> Tensor:
         scale_BT1 = torch.rsqrt(x_BTD.square().mean(-1, keepdim=True) + self.variance_epsilon)
-        return x_BTD * scale_BT1 * self.weight
+        normed_BTD: Tensor = x_BTD * scale_BT1 * self.weight
+        return normed_BTD
 
 
 class Angles(nn.Module):
