@@ -301,13 +301,11 @@ def test_the_order_of_responses_and_of_raters_is_inert(data: st.DataObject, norm
         tuple(element.sequences[place] for place in order),
         tuple(tuple(element.ranks[rater][place] for place in order) for rater in raters),
     )
-    found = []
-    for one in (element, other):
 
-        def loss(_: Sequence[int], denominator: float, one: Element = one) -> Loss:
-            return element_loss(model, normalize, [one], denominator)
+    def taken(one: Element) -> tuple[float, Tensor, dict[str, float]]:
+        return Step(module=model, costs=[1], loss=lambda _, n: element_loss(model, normalize, [one], n)).taken([0], 1)
 
-        found.append(Step(module=model, costs=[1], loss=loss).taken([0], 1))
+    found = taken(element), taken(other)
     assert found[0][0] == pytest.approx(found[1][0], abs=TOLERANCE)
     close(found[0][1], found[1][1])
     assert found[0][2] == pytest.approx(found[1][2], abs=1e-8)
