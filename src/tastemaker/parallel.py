@@ -344,9 +344,9 @@ def fill(model: nn.Module, sharded: nn.Module) -> None:
 
 def save_parts(folder: Path, state: Mapping[str, Any]) -> None:
     """Write a training state by `torch.distributed.checkpoint`, each process its parts; `.metadata` comes last."""
-    from torch.distributed import checkpoint
+    from torch.distributed.checkpoint.state_dict_saver import save
 
-    checkpoint.save(dict(state), checkpoint_id=folder)
+    save(dict(state), checkpoint_id=folder)
 
 
 def load_parts(folder: Path) -> dict[str, Any]:
