@@ -185,7 +185,7 @@ def half_of_ppo(folder: Path, models: Path) -> None:
             raise StoppedError
         return step(run, iteration)
 
-    PpoRun.step = stopping  # type: ignore[method-assign]
+    PpoRun.step = stopping  # type: ignore[assignment, method-assign]
     try:
         ppo(folder, models)
     except StoppedError:
