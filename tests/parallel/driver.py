@@ -105,7 +105,7 @@ def sampling(folder: Path, models: Path) -> None:
         draws.append(torch.rand(()).item())
         return loss(*arguments)
 
-    sft._example_loss = drawing
+    sft._example_loss = drawing  # type: ignore[assignment]
     try:
         jobs.lone(folder, models)
     finally:
