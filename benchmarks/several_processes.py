@@ -2,7 +2,7 @@
 
     python -m benchmarks.several_processes [--count 2]
 
-The trainings are those of `tests/parallel/jobs.py`: models of 60,000 parameters, sequences of several lengths, last
+The trainings are those of `tests/parallel/jobs.py`: models of 46,000 parameters, sequences of several lengths, last
 batches that do not come out even. Writes benchmarks/results/several-processes.json and the table in
 docs/many-processes.md.
 """

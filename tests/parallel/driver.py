@@ -141,7 +141,7 @@ JOBS: Mapping[str, Callable[[Path, Path], None]] = {
 
 def main() -> None:
     folder = Path(sys.argv[1])
-    parallel.prepare(1, patience=timedelta(minutes=2))
+    parallel.prepare(1, patience=timedelta(minutes=5))
     for name in sys.argv[2:]:
         JOBS[name](folder / "several" / name, folder / "models")
     parallel.leave()

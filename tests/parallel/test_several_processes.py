@@ -209,7 +209,8 @@ def test_a_command_is_done_once_by_both(folder: Path, tmp_path: Path) -> None:
 
 def test_an_error_of_one_process_ends_the_job(folder: Path, tmp_path: Path) -> None:
     """The second process fails in the middle of a step, which the first waits for."""
-    data: list[str | Path] = ["--model", folder / "models" / "base", "--data", folder / "models" / "data.jsonl"]
+    models = folder / "models"
+    data = ["--model", str(models / "base"), "--data", str(models / "data.jsonl")]
     done = launch(ROOT / "tests/parallel/failing.py", "sft", *data, "--out", tmp_path / "out", "--threads", "1")
     assert done.returncode != 0
     assert "error in process 1: made to fail in its second step" in done.stderr
