@@ -324,7 +324,7 @@ def test_a_score_that_falls_while_the_reward_rises_is_a_trade() -> None:
 
 
 def test_a_penalty_that_rises_may_take_from_the_reward() -> None:
-    """0.75 - 0.1 x 2 = 0.55, and 0.75 - 0.2 x 2 = 0.35 or 0.75 - 0.1 x 4 = 0.35: a fall of 0.2, with a spread of 0.5."""
+    """0.75 - 0.1 x 2 = 0.55, and 0.75 - 0.2 x 2 = 0.35 or 0.75 - 0.1 x 4 = 0.35: a fall of 0.2, spread 0.5."""
     fallen: dict[str, Column | None] = {"score": 1.0, "score_spread": 0.5, "reward": late(0.35, 0.55)}
     assert names(measured("ppo", {**fallen, "kl": 2.0, "kl_coef": late(0.2, 0.1)})) == []
     assert names(measured("ppo", {**fallen, "kl": late(4.0, 2.0), "kl_coef": 0.1})) == ["reward-falling"]
