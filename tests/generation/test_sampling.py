@@ -235,3 +235,13 @@ def test_an_empty_stop_text_is_refused() -> None:
     with pytest.raises(ConfigError, match="a stop text is empty"):
         settings_for(stop_texts=("q:", ""))
     assert settings_for(stop_texts=("q:",)).stop_texts == ("q:",)
+
+
+@pytest.mark.parametrize("temperature", [0.5, 2.0, 3.0])
+def test_a_draw_at_a_temperature_is_one_from_divided_logits(temperature: float) -> None:
+    logit_BV = torch.tensor([[0.5, -1.0, 2.0, 0.0, 1.5]]).expand(7, -1)
+    uniform_B = torch.linspace(0.05, 0.95, 7)
+    token_B, logprob_B = choose(logit_BV.clone(), uniform_B, settings_for(temperature=temperature))
+    expected_B, expected_logprob_B = invert_cdf(logit_BV / temperature, uniform_B)
+    assert token_B.tolist() == expected_B.tolist()
+    assert torch.equal(logprob_B, expected_logprob_B)
