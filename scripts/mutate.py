@@ -444,7 +444,8 @@ def page(results: Mapping[str, Any], arguments: Sequence[Mapping[str, Any]]) -> 
     for name, found in results.items():
         argued = sum(argument_for(name, one, arguments) is not None for one in found["survivors"])
         share = 100 * found["caught"] / found["mutants"]
-        link = f"[`{name}`](../src/tastemaker/{name.replace('.', '/')}.py)"
+        path = f"{name.replace('.', '/')}.py"
+        link = f"[`{path}`](../src/tastemaker/{path})"
         cells = (link, found["mutants"], found["caught"], f"{share:.1f} %", f"{argued} of {len(found['survivors'])}")
         lines.append("| " + " | ".join(map(str, cells)) + " |")
     missing = [f"`{name}`" for name in MODULES if name not in results]

@@ -160,6 +160,7 @@ def test_golden_json_of_a_policy() -> None:
             "max_grad_norm": 1.0,
             "precision": "float32",
             "gradient_checkpointing": False,
+            "compile": False,
         },
         "max_prompt_tokens": None,
         "microbatch_tokens": 8192,

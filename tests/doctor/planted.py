@@ -141,11 +141,11 @@ def with_stale_sampler(every: int) -> type[PpoRun]:
                 self.generator = engine_for(self.stale, self.config.decoding)
             if iteration % every == 0:
                 self.stale.library.load_state_dict(policy.library.state_dict())
-            self.policy = self.stale
+            self.policy = self.sampler = self.stale
             try:
                 return super().roll_out(chosen, iteration)
             finally:
-                self.policy = policy
+                self.policy = self.sampler = policy
 
     return Stale
 

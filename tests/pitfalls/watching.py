@@ -29,11 +29,16 @@ def watch(monkeypatch: pytest.MonkeyPatch) -> list[Step]:
     accumulate, apply = Trainer.accumulate, Trainer.apply
 
     def watched_accumulate(
-        self: Trainer, microbatches: Iterable[Any], loss_fn: Callable[[Any, float], Loss], denominator: float
+        self: Trainer,
+        microbatches: Iterable[Any],
+        loss_fn: Callable[[Any, float], Loss],
+        denominator: float,
+        *,
+        last: bool = True,
     ) -> tuple[float, dict[str, float]]:
         parts = list(microbatches)
         gathered.extend(parts)
-        return accumulate(self, parts, loss_fn, denominator)
+        return accumulate(self, parts, loss_fn, denominator, last=last)
 
     def watched_apply(self: Trainer, loss: float, sums: Mapping[str, float]) -> StepReport:
         gradient = gradient_of(self.parameters)
