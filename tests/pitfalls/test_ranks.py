@@ -14,6 +14,7 @@ from tests.parallel.launching import drive
 
 from tastemaker.checkpoint import load_policy
 from tastemaker.generation import FinishReason
+from tastemaker.metrics import read_metrics
 from tastemaker.stages.ppo import PpoRun
 from tastemaker.training import OptimizerConfig, Trainer
 
@@ -100,6 +101,10 @@ def test_48_an_uneven_last_batch_is_that_of_one_process(folder: Path, tmp_path: 
     one, several = (jobs.weights(place / "model") for place in (tmp_path, folder / "several" / "lone"))
     assert jobs.largest_difference(one, several) < TOLERANCE
     assert jobs.moved(one, jobs.weights(folder / "models" / "base")) > 100 * TOLERANCE
+    rows, others = (read_metrics(place / "metrics.jsonl") for place in (tmp_path, folder / "several" / "lone"))
+    assert len(rows) == len(others) == 6
+    for row, other in zip(rows, others, strict=True):
+        assert other["grad_norm"] == pytest.approx(row["grad_norm"], rel=1e-4)
 
 
 def test_64_a_sample_depends_on_its_place_and_on_no_rank(folder: Path) -> None:
