@@ -4,20 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from tests.float64 import response_values
-from tests.models import save_model
 from tests.stages.conftest import prompt
 from tests.stages.test_ppo import config, experience_of, run_of
 from torch import Tensor
 from transformers import AutoModelForSequenceClassification
 
-from tastemaker.checkpoint import load_policy, new_reward_model, save_reward_model
+from tastemaker.checkpoint import load_policy
 from tastemaker.clipping import explained_variance
 from tastemaker.errors import ConfigError
 from tastemaker.generation import FinishReason, Rollout
@@ -33,21 +31,6 @@ from tastemaker.stages.ppo import Experience, PpoRun
 JUNK = float("nan")  # what stands at places that do not count
 LENGTHS = (5, 2, 7, 3)
 CUT = (False, True, False, True)
-
-
-@pytest.fixture(scope="module")
-def base(tmp_path_factory: pytest.TempPathFactory) -> str:
-    return str(save_model(tmp_path_factory.mktemp("base") / "model", max_position_embeddings=64))
-
-
-@pytest.fixture(scope="module")
-def reward_model(base: str, tmp_path_factory: pytest.TempPathFactory) -> str:
-    """A random reward model with an offset."""
-    folder: Path = tmp_path_factory.mktemp("reward") / "model"
-    model = new_reward_model(base, seed=5)
-    model.offset += 0.375
-    save_reward_model(folder, model)
-    return str(folder)
 
 
 def t(values: object) -> Tensor:

@@ -20,7 +20,7 @@ import numpy as np
 import pytest
 import torch
 from tests.float64 import Floats, response_logprobs
-from tests.models import VOCABULARY, save_model
+from tests.models import VOCABULARY
 from tests.pitfalls.bigrams import save_bigrams
 from tests.stages.test_ppo import config, run_of
 from tests.stages.test_ppo_equations import CUT, LENGTHS, SCORES, Given, away, made_up
@@ -36,12 +36,6 @@ from tastemaker.stages.ppo import PpoRun
 
 EXACT = 5e-6  # fp32 against float64
 LONG: dict[str, Any] = {"max_new_tokens": 11}  # what the made up rollouts need
-
-
-@pytest.fixture(scope="module")
-def base(tmp_path_factory: pytest.TempPathFactory) -> str:
-    """A random policy of 97 words."""
-    return str(save_model(tmp_path_factory.mktemp("base") / "model", max_position_embeddings=64))
 
 
 def log_ratios(run: PpoRun, rollout: Rollout, temperature: float = 1.0) -> Floats:

@@ -36,12 +36,6 @@ LONG: dict[str, Any] = {"max_new_tokens": 11}  # what the made up rollouts need
 
 
 @pytest.fixture(scope="module")
-def base(tmp_path_factory: pytest.TempPathFactory) -> str:
-    """A random policy of 97 words."""
-    return str(save_model(tmp_path_factory.mktemp("base") / "model", max_position_embeddings=64))
-
-
-@pytest.fixture(scope="module")
 def reward_model(base: str, tmp_path_factory: pytest.TempPathFactory) -> str:
     """A random reward model."""
     folder = tmp_path_factory.mktemp("reward") / "model"

@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 import torch
 from tests.float64 import response_logprobs
-from tests.models import VOCABULARY, make_library, save_model
+from tests.models import VOCABULARY, make_library
 from tests.pitfalls.bigrams import save_bigrams, set_bigrams, set_values
 from tests.stages.test_ppo import run_of
 from tests.stages.test_ppo_equations import SCORES, Given, away, made_up
@@ -33,12 +33,6 @@ from tastemaker.training import StepReport
 
 EXACT = 5e-6  # fp32 against float64
 LONG: dict[str, Any] = {"max_new_tokens": 11}  # what the made up rollouts need
-
-
-@pytest.fixture(scope="module")
-def base(tmp_path_factory: pytest.TempPathFactory) -> str:
-    """A random policy of 97 words."""
-    return str(save_model(tmp_path_factory.mktemp("base") / "model", max_position_embeddings=64))
 
 
 # --- 23: softmax in half precision ------------------------------------------------------------------------------------

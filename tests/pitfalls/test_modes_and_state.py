@@ -44,11 +44,6 @@ RANKINGS = [ranking(f"w{n} w3", ["w7 w8", "w9", f"w{n} w{n} w{n}"], ((0,), (1, 2
 SMOKE = Path(__file__).parents[2] / "recipes" / "smoke.toml"
 
 
-@pytest.fixture(scope="module")
-def base(tmp_path_factory: pytest.TempPathFactory) -> str:
-    return str(save_model(tmp_path_factory.mktemp("base") / "model", max_position_embeddings=64))
-
-
 # --- resuming -------------------------------------------------------------------------------------------------------
 
 

@@ -12,14 +12,13 @@ from typing import Any
 
 import pytest
 import torch
-from tests.models import save_model
 from tests.pitfalls.watching import Step, apart, gradient_of, values_of, watch
 from tests.stages import test_dpo, test_reward, test_sft
 from tests.stages.conftest import demonstration, ranking
 from tests.stages.test_ppo import CPU, made_up, run_of
 from torch import Tensor
 
-from tastemaker.checkpoint import load_policy, new_reward_model, save_reward_model
+from tastemaker.checkpoint import load_policy, new_reward_model
 from tastemaker.corpus import shuffled_forever
 from tastemaker.generation import FinishReason
 from tastemaker.metrics import read_metrics
@@ -50,22 +49,6 @@ RANKINGS = [
     for n in range(20, 27)
 ]
 TEXTS = [Text(text=" ".join(f"w{(7 * place + n) % 90}" for place in range(3 + n * n % 13))) for n in range(7)]
-
-
-@pytest.fixture(scope="module")
-def base(tmp_path_factory: pytest.TempPathFactory) -> str:
-    """A random policy of 97 words."""
-    return str(save_model(tmp_path_factory.mktemp("base") / "model", max_position_embeddings=64))
-
-
-@pytest.fixture(scope="module")
-def reward_model(base: str, tmp_path_factory: pytest.TempPathFactory) -> str:
-    """A random reward model with an offset."""
-    folder = tmp_path_factory.mktemp("reward") / "model"
-    model = new_reward_model(base, seed=5)
-    model.offset += 0.375
-    save_reward_model(folder, model)
-    return str(folder)
 
 
 def one_step(stage: str, folder: Path, base: str, budget: int, *, way: int = 1) -> None:

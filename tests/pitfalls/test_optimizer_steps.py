@@ -33,22 +33,6 @@ STEADY = {"learning_rate": 0.01, "schedule": "constant"}
 BUDGETS = (1, 40, 10_000)  # every row alone, a few together, all at once
 
 
-@pytest.fixture(scope="module")
-def base(tmp_path_factory: pytest.TempPathFactory) -> str:
-    """A random policy of 97 words."""
-    return str(save_model(tmp_path_factory.mktemp("base") / "model", max_position_embeddings=64))
-
-
-@pytest.fixture(scope="module")
-def reward_model(base: str, tmp_path_factory: pytest.TempPathFactory) -> str:
-    """A random reward model with an offset."""
-    folder = tmp_path_factory.mktemp("reward") / "model"
-    model = new_reward_model(base, seed=5)
-    model.offset += 0.375
-    save_reward_model(folder, model)
-    return str(folder)
-
-
 def sizes(steps: Iterable[Step]) -> list[int]:
     """How many rows each step was taken on."""
     return [sum(map(len, step.microbatches)) for step in steps]

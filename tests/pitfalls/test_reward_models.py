@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 import torch
 from tests.float64 import Floats, score
-from tests.models import make_library, random_sequences, save_model
+from tests.models import make_library, random_sequences
 from tests.stages.conftest import demonstration, prompt, ranking
 from tests.stages.test_ppo import CPU, config, run_of
 from tests.test_tokenizer import train_bpe
@@ -38,11 +38,6 @@ from tastemaker.tokenizer import Tokenizer
 SHOWN = [demonstration(f"w{n}", f"w{n + 1} w{n + 2}") for n in range(5, 12)]
 RANKINGS = [ranking(f"w{n} w3", ["w5 w7", f"w6 w{n}", "w6"], ((0,), (1, 2))) for n in range(20, 33)]
 PROMPT = prompt("w3 w4")
-
-
-@pytest.fixture(scope="module")
-def base(tmp_path_factory: pytest.TempPathFactory) -> str:
-    return str(save_model(tmp_path_factory.mktemp("base") / "model", max_position_embeddings=64))
 
 
 def train(folder: Path, base: str, rows: Sequence[Ranking] = RANKINGS, **changes: Any) -> dict[str, Any]:
