@@ -59,6 +59,13 @@ def test_it_does_not_go_with_recomputation() -> None:
         OptimizerConfig(learning_rate=1e-3, compile=True, gradient_checkpointing=True)
 
 
+def test_it_is_for_one_process(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    monkeypatch.setenv("RANK", "0")
+    with pytest.raises(ConfigError, match="compile is for one process"):
+        Trainer(nn.Linear(3, 2), OptimizerConfig(learning_rate=1e-3, compile=True), total_steps=1)
+
+
 def test_an_architecture_without_layers_is_refused() -> None:
     with pytest.raises(ModelError, match="compile does not know this architecture"):
         Trainer(nn.Linear(3, 2), OptimizerConfig(learning_rate=1e-3, compile=True), total_steps=1)
