@@ -118,9 +118,13 @@ def people(app: FastAPI, services: Services) -> People:
     return People(app, services)
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def chromium() -> Iterator[Chromium]:
-    """A real browser, or a loud skip where there is none."""
+    """A real browser, or a loud skip where there is none.
+
+    It ends with its module, because while it is driven a loop of asyncio counts as running in this thread, and tests of
+    another file that start one of their own would be refused.
+    """
     with sync_playwright() as driver:
         try:
             found = launch(driver)
