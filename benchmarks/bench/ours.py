@@ -257,7 +257,7 @@ def _count(pace: Pace, rows: Sequence[Mapping[str, Any]]) -> None:
 
 
 def _time_training(pace: Pace) -> None:
-    pace.phases.of(Trainer, "accumulate", lambda *_: None if pace.phases.inside(UPDATE) else "forward")
+    pace.phases.of(Trainer, "accumulate", lambda *_, **__: None if pace.phases.inside(UPDATE) else "forward")
     pace.phases.of(Tensor, "backward", "backward")
     pace.phases.of(Trainer, "apply", "optimizer")
 
@@ -265,7 +265,7 @@ def _time_training(pace: Pace) -> None:
 def _time_ppo(pace: Pace, rows: Sequence[Mapping[str, Any]]) -> None:
     phases, run = pace.phases, ppo.PpoRun
 
-    def of_logprobs(self: ppo.PpoRun, policy: model.LanguageModel, *_: Any) -> str:
+    def of_logprobs(self: ppo.PpoRun, policy: model.LanguageModel, *_: Any, **__: Any) -> str:
         return "reference" if policy is self.reference else "old log-probs"
 
     plain, whole_step = run.roll_out, run.step
@@ -289,7 +289,7 @@ def _time_ppo(pace: Pace, rows: Sequence[Mapping[str, Any]]) -> None:
     run.roll_out = roll_out  # type: ignore[assignment, method-assign]
     phases.of(run, "roll_out", "rollout")
     phases.of(run, "_logprobs", of_logprobs)
-    phases.of(run, "_values", lambda *_: None if phases.inside(UPDATE) else "values")
+    phases.of(run, "_values", lambda *_, **__: None if phases.inside(UPDATE) else "values")
     phases.of(run, "update", UPDATE)
     phases.of(WeightAverage, "update", "weight average")
 
