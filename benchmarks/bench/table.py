@@ -9,7 +9,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from benchmarks.bench.cases import CASES, MEMORY_TARGET, MODELS, ROWS, START_TARGET, Row
+from benchmarks.bench.cases import CASES, MEMORY_TARGET, MODELS, ROWS, START_TARGET, VLLM, Row
 from benchmarks.bench.driver import FOREIGN, ROOT
 from benchmarks.bench.results import Measured, Results, load, share_of_peak, tokens
 
@@ -34,7 +34,7 @@ def render(results: Results) -> str:
     for model in reversed(MODELS):
         if any(name == model for name, _ in results.cases):
             parts += [f"### {model}: {MODELS[model].about}", _speeds(results, model)]
-            parts += [part for part in (_memory(results, model), _start(results, model)) if part]
+            parts += [part for part in (_memory(results, model), _start(results, model), _vllm(results, model)) if part]
             parts += [_phases(results, model), _picture(results, model), _counts(results, model)]
     parts.append(_quiet(results))
     return "\n\n".join(part for part in parts if part) + "\n"
@@ -101,6 +101,18 @@ def _start(results: Results, model: str) -> str:
     return (
         f"From the command `tastemaker sft` to the end of the first optimizer step: {ours.seconds:.1f} s, at most "
         f"{START_TARGET:g} s aimed at{met}{beside}."
+    )
+
+
+def _vllm(results: Results, model: str) -> str:
+    """Rollouts beside vLLM, measured by themselves."""
+    ours, vllm = (results.engine(model, "rollout-vllm", name) for name in ("ours-bf16", "vllm"))
+    if ours is None or vllm is None:
+        return ""
+    return (
+        f"The same rollout in bf16 by vLLM ({VLLM}, built for processors), in turns with ours: {_seconds(vllm)} s, "
+        f"{_rate(vllm, ours)} tokens/s; ours {_seconds(ours)} s, {_rate(ours, ours)} tokens/s: "
+        f"{_times(ratio(ours, vllm), digits=2)}."
     )
 
 
@@ -185,8 +197,8 @@ def _rate(measured: Measured | None, counted: Measured) -> str:
     return NONE if measured is None else f"{tokens(counted.counts) / measured.seconds:,.0f}"
 
 
-def _times(value: float | None) -> str:
-    return NONE if value is None else f"{value:.1f}x"
+def _times(value: float | None, *, digits: int = 1) -> str:
+    return NONE if value is None else f"{value:.{digits}f}x"
 
 
 def _aim(row: Row, value: float | None) -> str:
