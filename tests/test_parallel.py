@@ -9,7 +9,7 @@ from collections.abc import Iterator
 import pytest
 import torch
 
-from tastemaker import parallel
+from tastemaker import artefacts, parallel
 
 
 @pytest.fixture(autouse=True)
@@ -93,3 +93,38 @@ def test_more_than_two_gigabytes_are_kept_too() -> None:
     """
     done = subprocess.run([sys.executable, "-c", AGAIN], capture_output=True, text=True, check=True)
     assert int(done.stdout) < 2 * 16_384
+
+
+def test_what_is_freed_goes_back_when_a_process_has_grown_by_a_quarter(monkeypatch: pytest.MonkeyPatch) -> None:
+    returned = 0
+
+    def give_back() -> None:
+        nonlocal returned
+        returned += 1
+
+    monkeypatch.setattr(parallel, "give_back_memory", give_back)
+    memory, after = parallel.SteadyMemory(), list[int]()
+    for held in (400, 499, 500, 501, 700, 801, 875, 876):
+        monkeypatch.setattr(artefacts, "resident_memory", lambda held=held: held)
+        memory.after_step()
+        after.append(returned)
+    assert after == [0, 0, 0, 1, 1, 1, 1, 2]  # 501 is more than 400 and a quarter; then 700 is usual
+
+
+def test_memory_that_is_held_now_is_less_than_the_most_that_was_held() -> None:
+    block = bytearray(64 << 20)
+    block[::4096] = bytes(len(block[::4096]))
+    assert artefacts.resident_memory() > len(block)
+    del block
+    assert 0 < artefacts.resident_memory() <= artefacts.peak_memory()
+
+
+def test_onednn_keeps_few_kernels() -> None:
+    program = """
+import os
+from tastemaker import parallel
+parallel.prepare()
+print(os.environ["ONEDNN_PRIMITIVE_CACHE_CAPACITY"])
+"""
+    told = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    assert told.stdout.strip() == str(parallel.PRIMITIVES_KEPT)

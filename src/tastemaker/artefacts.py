@@ -153,10 +153,23 @@ def forget_peak_memory() -> None:
 
 def peak_memory() -> int:
     """The process's largest resident size in bytes, since `forget_peak_memory` or in all."""
+    return _status_of_memory("VmHWM") or _largest_ever()
+
+
+def resident_memory() -> int:
+    """The process's resident size in bytes now; where the system does not tell, the largest that it had."""
+    return _status_of_memory("VmRSS") or _largest_ever()
+
+
+def _status_of_memory(name: str) -> int | None:
     with contextlib.suppress(OSError):
         for line in Path("/proc/self/status").read_text(encoding="ascii", errors="replace").splitlines():
-            if line.startswith("VmHWM:"):
+            if line.startswith(f"{name}:"):
                 return int(line.split()[1]) * 1024
+    return None
+
+
+def _largest_ever() -> int:
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak if sys.platform == "darwin" else peak * 1024
 

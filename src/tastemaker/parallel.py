@@ -35,6 +35,10 @@ log = logging.getLogger(__name__)
 
 Item = TypeVar("Item")
 
+PRIMITIVES_KEPT = (
+    64  # kernels that oneDNN keeps, each made for one shape: more than a micro-batch has, of its usual 1,024
+)
+GROWTH = 1.25  # of a process from step to step, before what it has freed goes back to the system
 FP32_RELATIVE_ERROR = 2e-6  # what a true fp32 product keeps; bf16 rounding gives about 3e-3
 PATIENCE = timedelta(minutes=30)  # for the slowest of several processes, before the others take it to hang
 # Methods by which models are run, beside `forward`: parts are put together when one is called.
@@ -54,6 +58,7 @@ def prepare(threads: int | None = None, *, patience: timedelta = PATIENCE) -> to
         # fp32 is fp32: a product in TF32 keeps 10 bits, as few as fp16, and who wants speed says bfloat16.
         torch.set_float32_matmul_precision("highest")
         return torch.device("cuda")
+    os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", str(PRIMITIVES_KEPT))  # read when oneDNN is first used
     _keep_freed_memory()
     _route_fp32_products()
     return torch.device("cpu")
@@ -75,6 +80,28 @@ def give_back_memory() -> None:
     libc = _libc()
     if libc is not None:
         libc.malloc_trim(0)
+
+
+class SteadyMemory:
+    """Gives freed memory back to the system whenever a process has grown by a quarter from step to step.
+
+    The C library keeps what is freed, and micro-batches of ever new lengths leave it blocks that fit none of the next
+    ones: SFT of a 135M model on real demonstrations, of 6 GB, held 15 after 24 steps.
+    """
+
+    def __init__(self) -> None:
+        self._usual: int | None = None
+
+    def after_step(self) -> None:
+        """To be called between steps. The first one, and the first after memory went back, say what is usual."""
+        if torch.cuda.is_available():
+            return
+        held = artefacts.resident_memory()
+        if self._usual is None:
+            self._usual = held
+        elif held > GROWTH * self._usual:
+            give_back_memory()
+            self._usual = None
 
 
 def on_gpu() -> bool:

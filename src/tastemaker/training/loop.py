@@ -62,7 +62,7 @@ def run_steps(
         for name, state in states.items():
             state.load_state(saved[name])
         del saved  # a second copy of all weights
-    writer = MetricsWriter(folder / "metrics.jsonl", resume_at=start)
+    writer, memory = MetricsWriter(folder / "metrics.jsonl", resume_at=start), parallel.SteadyMemory()
     with progress(description, total, done=start) as ticker:
         for number in range(start, total):
             began = time.monotonic()
@@ -71,3 +71,4 @@ def run_steps(
             ticker.advance(note=f"{shown} {metrics[shown]:.3f}" if shown in metrics else "")
             if (number + 1) % checkpoint_every == 0 and number + 1 < total:
                 save_state(path, {"step": number + 1} | {name: state.state() for name, state in states.items()})
+            memory.after_step()
