@@ -1,8 +1,8 @@
-"""The paper as seven calls. Read this first.
+"""The paper as seven stages. Read this first.
 
-    prompts -> demonstrations -> sft -> comparisons -> reward -> policy -> evaluation -> next round
+    prompts -> demonstrations -> sft -> comparisons -> reward -> policy -> evaluation
 
-Each call is a stage with a folder of its own under `OUT/round-1`; a stage whose inputs have not changed is skipped, an
+Each stage has a folder of its own under `OUT/round-1`; a stage whose inputs have not changed is skipped, an
 interrupted one continues. `round.py` says which files go from one stage into the next; the stages themselves are in
 `stages/`, one file a chapter, and the equations in `losses.py`.
 """
