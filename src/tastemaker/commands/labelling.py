@@ -28,7 +28,7 @@ def serve(database: str, address: Address, workers: int) -> None:
     if link is not None:
         say("Nobody administers it yet. Whoever opens this link first does; it works once, for a day:")
         print(link, flush=True)
-        say("Lost it? Start again, or run `tastemaker label invite --roles admin` with this database: both print another.")
+        say("Lost it? Start again or run `tastemaker label invite --roles admin` on this database: both print another.")
     answer(database, listening, settings, workers=workers)
     say("Stopped; all answers are stored.")
 
