@@ -8,7 +8,8 @@ A fault is a patch `tests/**/faults/NAME.patch`. Above the diff it says in a lin
     Test: tests/pitfalls/test_tokens.py::test_the_end_token_is_learned
 
 First all those tests are run as the code stands, and must pass. Then each patch is applied to a copy of the tree, and
-one test at least must fail; a test that cannot even be collected does not count. Exits 1 if a fault goes unnoticed.
+each of its tests must fail. What breaks before a test begins (a fixture, an import) does not count, nor does a test
+that ends by a slip of the patch itself, such as a name that is not there. Exits 1 if a fault goes unnoticed.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ import shutil
 import subprocess
 import sys
 import tempfile
+import xml.etree.ElementTree as ElementTree
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -28,6 +30,8 @@ from queue import Queue
 
 ROOT = Path(__file__).resolve().parents[1]
 PASSED, FAILED, INTERRUPTED = 0, 1, 2  # pytest's exit codes; from 2 on it did not get to run the tests
+SLIPS = ("NameError", "UnboundLocalError", "AttributeError", "ImportError", "ModuleNotFoundError", "SyntaxError")
+RESULTS = ".results.xml"
 LONGEST_SECONDS = 900  # a fault may also make its test wait for ever, which shows nothing
 
 
@@ -85,7 +89,7 @@ def run_tests(tests: Sequence[str], tree: Path) -> tuple[int, str]:
     paths = {"PYTHONPATH": f"{tree / 'src'}{os.pathsep}{tree}", "PYTHONDONTWRITEBYTECODE": "1"}
     try:
         ended = subprocess.run(
-            [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "--durations=0", *tests],
+            [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", f"--junitxml={RESULTS}", *tests],
             cwd=tree,
             env=os.environ | paths,
             capture_output=True,
@@ -98,20 +102,44 @@ def run_tests(tests: Sequence[str], tree: Path) -> tuple[int, str]:
     return ended.returncode, "\n".join(ended.stdout.strip().splitlines()[-15:])
 
 
+def verdict_of(tests: Sequence[str], code: int, results: str) -> tuple[str, str]:
+    """What came of a fault, and why it is not caught: by pytest's exit code and its results in JUnit's XML."""
+    if code == PASSED:
+        return "MISSED", "No test failed."
+    if code != FAILED:
+        return "BROKEN", "The tests could not be run."
+    failed, broken = set[str](), list[str]()
+    for case in ElementTree.fromstring(results).iter("testcase"):
+        name = f"{case.get('classname', '').replace('.', '/')}.py::{case.get('name', '')}"
+        broken += [f"{name}: {error.get('message')}" for error in case.iter("error")]
+        for failure in case.iter("failure"):
+            said = failure.get("message") or ""
+            if said.partition(":")[0] in SLIPS:
+                broken.append(f"{name}: {said}")
+            else:
+                failed |= {name, name.partition("[")[0]}
+    if broken:
+        return "BROKEN", "\n".join(broken)
+    passed = [test for test in tests if test not in failed]
+    return ("MISSED", f"These passed: {', '.join(passed)}.") if passed else ("caught", "")
+
+
 def show(fault: Fault, tree: Path) -> bool:
     """Whether the fault is noticed."""
     problem = apply(fault, tree)
     if problem is not None:
         print(f"STALE    {fault.name}: {problem}", flush=True)
         return False
+    (tree / RESULTS).unlink(missing_ok=True)
     try:
         code, said = run_tests(fault.tests, tree)
     finally:
         apply(fault, tree, "--reverse")
-    verdict = {PASSED: "MISSED", FAILED: "caught"}.get(code, "BROKEN")
+    results = (tree / RESULTS).read_text(encoding="utf-8") if code == FAILED else ""
+    verdict, why = verdict_of(fault.tests, code, results)
     print(f"{verdict:8} {fault.name}: {fault.breaks}", flush=True)
     if verdict != "caught":
-        print(said, flush=True)
+        print(f"{why}\n{said}", flush=True)
     return verdict == "caught"
 
 

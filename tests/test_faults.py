@@ -36,3 +36,29 @@ def test_a_patch_without_a_heading_is_refused(tmp_path: Path, faults: ModuleType
     path.write_text("--- a/x\n+++ b/x\n@@ -1 +1 @@\n-1\n+2\n", encoding="utf-8")
     with pytest.raises(SystemExit, match="begins with one line 'Fault"):
         faults.read_fault(path)
+
+
+CASE = '<testcase classname="tests.pitfalls.test_a" name="{name}">{found}</testcase>'
+FAILURE, SLIP = (
+    '<failure message="AssertionError: 1 == 2"/>',
+    "<failure message=\"NameError: name 'x' is not defined\"/>",
+)
+
+
+@pytest.mark.parametrize(
+    ("code", "found", "verdict"),
+    [
+        (0, {}, "MISSED"),
+        (2, {}, "BROKEN"),
+        (1, {"test_1[a]": FAILURE, "test_1[b]": "", "test_2": FAILURE}, "caught"),
+        (1, {"test_1[a]": FAILURE, "test_2": ""}, "MISSED"),
+        (1, {"test_1[a]": FAILURE, "test_2": SLIP}, "BROKEN"),
+        (1, {"test_1[a]": FAILURE, "test_2": '<error message="a fixture"/>'}, "BROKEN"),
+    ],
+)
+def test_a_fault_is_caught_where_each_of_its_tests_fails_by_itself(
+    code: int, found: dict[str, str], verdict: str, faults: ModuleType
+) -> None:
+    results = "".join(CASE.format(name=name, found=what) for name, what in found.items())
+    tests = ["tests/pitfalls/test_a.py::test_1", "tests/pitfalls/test_a.py::test_2"]
+    assert faults.verdict_of(tests, code, f"<testsuite>{results}</testsuite>")[0] == verdict
