@@ -34,8 +34,6 @@ from tastemaker.tokenizer import Tokenizer, load_tokenizer, wrap_tokenizer
 
 # Config fields that hold the dropout of a residual stream, by the library's families of models.
 RESIDUAL_DROPOUT_FIELDS = ("resid_pdrop", "residual_dropout", "hidden_dropout", "dropout", "resid_dropout")
-# Every other dropout is off: in RL any dropout breaks "ratio 1 at the first minibatch" (pitfall 18).
-OTHER_DROPOUT_FIELDS = ("attn_pdrop", "embd_pdrop", "attention_dropout", "activation_dropout", "classifier_dropout")
 # How the library calls the classes of a model that writes, and of one that scores.
 LANGUAGE_MODELS, CLASSIFIERS = ("ForCausalLM", "LMHeadModel"), ("ForSequenceClassification",)
 GGUF_MODEL = "a GGUF file of a causal language model"
@@ -332,9 +330,10 @@ def _load_config(place: str, residual_dropout: float) -> Any:
 
 
 def _set_dropouts(config: Any, residual: float) -> None:
+    """All other dropouts, whatever they are called, are off: in RL any breaks "ratio 1 at the first minibatch"."""
     text = config.get_text_config()
-    for name in OTHER_DROPOUT_FIELDS:
-        if getattr(text, name, None):
+    for name, value in text.to_dict().items():
+        if "drop" in name and isinstance(value, float):
             setattr(text, name, 0.0)
     for name in _residual_dropouts(config):
         setattr(text, name, residual)

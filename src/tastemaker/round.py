@@ -34,6 +34,7 @@ from tastemaker.forecast import (
     sft_forecast,
     watched,
 )
+from tastemaker.halves import first_turn
 from tastemaker.inputs import Inputs
 from tastemaker.kept import digest
 from tastemaker.model import LanguageModel
@@ -271,7 +272,8 @@ class Round:
         return load_policy(source, stop_texts=stop_texts).to(self.device)
 
     def refuse_test_prompts(self, used: list[Prompt], test: list[Prompt], what: str) -> None:
-        leaked = prompts.overlap(test, used)
+        """Nor may a conversation be trained on that begins with one."""
+        leaked = prompts.overlap(test, [*used, *map(first_turn, used)])
         if leaked:
             raise DataError(f"{len(leaked)} test prompts also occur in the {what}, such as {leaked[0]}; remove them.")
 

@@ -14,19 +14,20 @@ import numpy as np
 import pytest
 import torch
 from tests.float64 import response_logprobs, response_values
-from tests.models import make_policy, random_sequences, save_model
+from tests.models import ARCHITECTURES, make_library, make_policy, random_sequences, save_model
 from tests.stages.test_ppo import config, experience_of, run_of
 from tests.stages.test_ppo_equations import SCORES, Given, away, made_up
 from torch import Tensor
 from transformers import GenerationConfig
 
-from tastemaker.checkpoint import new_reward_model, save_reward_model
+from tastemaker.checkpoint import load_policy, new_reward_model, save_reward_model
 from tastemaker.corpus import next_token_places
 from tastemaker.errors import ConfigError, TrainingError
 from tastemaker.generation import Rollout
 from tastemaker.model import RewardModel
 from tastemaker.packing import pack
 from tastemaker.settings import Precision
+from tastemaker.stages import ppo
 from tastemaker.stages.ppo import PpoRun
 from tastemaker.training import StepReport
 
@@ -152,8 +153,8 @@ def test_18_dropout_is_on_while_log_probs_and_values_are_read(tmp_path: Path) ->
 
     Source: microsoft/DeepSpeedExamples (DeepSpeed-Chat calls `self.train()` before the scoring pass);
     volcengine/verl#4708; huggingface/trl#744, huggingface/trl#1540.
-    Here: `checkpoint.load_policy` and `new_reward_model` set every dropout of the config to 0 and leave the model in
-    evaluation mode. Either alone would do, so a model that somebody puts into training mode reads the same.
+    Here: `checkpoint.load_policy` and `new_reward_model` set every dropout of the config to 0, whatever its name, and
+    leave the model in evaluation mode. Either alone would do, so a model in training mode reads the same.
     """
     dropouts: dict[str, Any] = {"resid_pdrop": 0.5, "embd_pdrop": 0.5, "attn_pdrop": 0.5}
     run = run_of(str(save_model(tmp_path / "base", "gpt2", **dropouts)), minibatches=1)
@@ -169,6 +170,20 @@ def test_18_dropout_is_on_while_log_probs_and_values_are_read(tmp_path: Path) ->
     first, again = (run.observe(chosen, rollouts, 1)[0] for _ in range(2))
     assert torch.equal(first.old_logprob_BT, again.old_logprob_BT)
     assert torch.equal(first.value_BT, again.value_BT)
+
+
+@pytest.mark.parametrize("architecture", list(ARCHITECTURES))
+def test_18_a_model_in_training_mode_reads_the_same_whatever_its_dropouts_are_called(
+    architecture: str, tmp_path: Path
+) -> None:
+    plain = make_library(architecture).config.to_dict()
+    dropouts = {name: 0.5 for name, value in plain.items() if "drop" in name and isinstance(value, float)}
+    policy = load_policy(str(save_model(tmp_path / "base", architecture, **dropouts)))
+    ids_BT = torch.tensor(random_sequences([11], seed=1))
+    expected = policy.library(input_ids=ids_BT, use_cache=False).logits
+    policy.library.train()
+    for _ in range(3):  # half of the layers would be left out each time
+        assert torch.equal(policy.library(input_ids=ids_BT, use_cache=False).logits, expected)
 
 
 # --- 19: temperature --------------------------------------------------------------------------------------------------
@@ -258,7 +273,7 @@ def test_20_tokens_are_drawn_from_another_law_than_the_softmax(tmp_path: Path) -
     Source: microsoft/DeepSpeedExamples (DeepSpeed-Chat samples Llama with `do_sample=False`);
     allenai/open-instruct#1678; NVIDIA-NeMo/RL#3297, NVIDIA-NeMo/RL#3392.
     Here: PPO's decoding has a length limit and a temperature and nothing else (`settings.DecodingConfig`), a model's
-    own generation config is not read, and `PpoRun.roll_out` asserts `Sampling.is_policy_law`.
+    own generation config is not read, and `ppo.sample_iteration` refuses what is not `Sampling.is_policy_law`.
     """
     folder = save_model(tmp_path / "base", max_position_embeddings=64)
     GenerationConfig(
@@ -273,6 +288,13 @@ def test_20_tokens_are_drawn_from_another_law_than_the_softmax(tmp_path: Path) -
     drawn = [rank for rollout in rollouts for rank in ranks(run.policy.library, rollout)]
     assert max(drawn) > 10
     assert np.mean([rank >= 2 for rank in drawn]) > 0.5, "most tokens are none of the two likeliest"
+
+
+def test_20_a_sampler_of_another_law_is_refused(base: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    run, honest = run_of(base), ppo.sampling_for
+    monkeypatch.setattr(ppo, "sampling_for", lambda *given: replace(honest(*given), top_k=5))
+    with pytest.raises(TrainingError, match="top_k=5"):
+        run.roll_out(run.draw_prompt(0, 6), 0)
 
 
 @pytest.mark.parametrize(

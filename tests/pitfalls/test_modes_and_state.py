@@ -314,7 +314,8 @@ def test_69_test_prompts_were_trained_on() -> None:
 
     Source: allenai/open-instruct (decontamination scripts).
     Here: the intake keeps one of several equal prompts, a test prompt before others, and splits users and not prompts
-    (`stages.prompts.take_in`); ready demonstrations of test prompts are refused, ready rankings of them only measure.
+    (`stages.prompts.take_in`); ready demonstrations of test prompts are refused, ready rankings of them only measure;
+    conversations that begin with one count as it.
     """
     text = "Name seven green things, and say where each of them grows."
     rows = [by("ann", text.upper(), "train"), by("bob", text, "test"), by("cem", f"  {text}\n ", "validation")]
@@ -339,11 +340,18 @@ def a_round(folder: Path, base: str, changes: Mapping[str, Any]) -> Round:
     return Round(from_mapping(Recipe, whole, where="test"), folder / "out")
 
 
+# A conversation that begins with the test prompt.
+LATER = Prompt(messages=(Message("user", "w22 w3"), Message("assistant", "w4"), Message("user", "w5")))
+
+
 def test_69_demonstrations_of_test_prompts_are_refused(base: str, tmp_path: Path) -> None:
     source = tmp_path / "demonstrations.jsonl"
     write_records(source, [demonstration("w20 w3", "w5"), demonstration(" W22  w3 ", "w6")])
     with a_round(tmp_path, base, {"demonstrations": {"source": str(source)}}) as round_:
         round_.prompts()
+        with pytest.raises(DataError, match="1 test prompts also occur in the demonstrations"):
+            round_.demonstrations()
+        write_records(source, [demonstration("w20 w3", "w5"), replace(demonstration("w22 w3", "w6"), prompt=LATER)])
         with pytest.raises(DataError, match="1 test prompts also occur in the demonstrations"):
             round_.demonstrations()
         write_records(source, [demonstration("w20 w3", "w5")])
@@ -354,9 +362,8 @@ def test_69_demonstrations_of_test_prompts_are_refused(base: str, tmp_path: Path
 
 def test_69_rankings_of_test_prompts_train_nothing(base: str, tmp_path: Path) -> None:
     """Nor do those of conversations that begin with one."""
-    later = (Message("user", "w22 w3"), Message("assistant", "w4"), Message("user", "w5"))
     rows = [ranking(text, ["w5", "w6"], ((0,), (1,))) for text in ("w20 w3", "w22 w3")]
-    rows.append(replace(ranking("w22 w3", ["w7", "w8"], ((1,), (0,))), prompt=Prompt(messages=later)))
+    rows.append(replace(ranking("w22 w3", ["w7", "w8"], ((1,), (0,))), prompt=LATER))
     write_records(tmp_path / "rankings.jsonl", rows)
     with a_round(tmp_path, base, {"comparisons": {"source": str(tmp_path / "rankings.jsonl")}}) as round_:
         round_.prompts()

@@ -131,6 +131,9 @@ def test_64_a_sample_depends_on_its_place_and_on_no_rank(folder: Path) -> None:
     assert several == drawn
     assert several[0::2] != several[1::2]
     assert len({tuple(ids) for ids in several}) > 4
+    assert [list(rollout.response_ids) for rollout in run.roll_out([0] * 9, 1)] != drawn, "another iteration"
+    run.seed = 4
+    assert [list(rollout.response_ids) for rollout in run.roll_out([0] * 9, 0)] != drawn, "another run"
 
 
 def test_64_noise_differs_between_processes(folder: Path) -> None:

@@ -113,6 +113,17 @@ def test_01_after_overfitting_one_sample_generation_stops(base: str, tmp_path: P
     assert response == Response(text="w7 w8 w7", finished=True)
 
 
+def test_01_ppo_trains_on_the_end_token_though_it_is_the_pad_token(base: str) -> None:
+    run = run_of(base, prompts=[prompt("w5 w6")])
+    ids = tuple(run.prompt_ids[0])
+    rollouts = [
+        Rollout(ids, [12, END], [-1.0] * 2, FinishReason.STOP, 0),
+        Rollout(ids, [12, 13, 14, 15], [-1.0] * 4, FinishReason.LENGTH, 0),
+    ]
+    experience, _ = run.observe([0, 0], rollouts, 1)
+    assert experience.mask_BT.tolist() == [[True, True, False, False], [True] * 4]
+
+
 # --- 2: where the score is read --------------------------------------------------------------------------------------
 
 # The assistant's turn is closed by the end token, which is the pad token, in the middle of the prompt.

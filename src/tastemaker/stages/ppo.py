@@ -121,7 +121,10 @@ def sample_iteration(
 ) -> list[Rollout]:
     """One response to each of an iteration's prompts at `places`. Its seed follows from its place in the batch."""
     sampling = sampling_for(policy, config.decoding)
-    assert sampling.is_policy_law, "the ratio would be of another law than the one that was sampled from"
+    if not sampling.is_policy_law:
+        raise TrainingError(
+            f"rollouts would be drawn by {sampling}, and ratios taken of the policy's own distribution."
+        )
     seeds = [seed_for(seed, "ppo", iteration, place) for place in places]
     groups = generator.generate([prompt_ids[place] for place in places], 1, sampling, seeds)
     return [group[0] for group in groups]
