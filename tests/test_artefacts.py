@@ -9,9 +9,11 @@ import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NoReturn
 
 import pytest
 
+from tastemaker import artefacts
 from tastemaker.artefacts import (
     CHECKPOINT,
     MANIFEST,
@@ -172,6 +174,46 @@ def test_an_error_in_the_midst_keeps_what_was_done(out: Path) -> None:
     with pytest.raises(TrainingError):
         stage(out, fails(TrainingError("nan"), after="half"))
     assert set(contents(out)) == {"partial.txt", STARTED}
+
+
+def test_training_that_stops_at_once_leaves_why(out: Path) -> None:
+    with pytest.raises(TrainingError):
+        stage(out, fails(TrainingError("nan", finding="not-finite")))
+    assert read_json(out / STARTED)["stopped"] == {"message": "nan", "finding": "not-finite"}
+
+
+def test_a_kill_between_training_and_the_manifest_loses_no_checkpoint(
+    out: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def work(folder: Path) -> None:
+        (folder / CHECKPOINT).mkdir(exist_ok=True)
+        (folder / CHECKPOINT / "state.pt").write_text("all of it")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(artefacts, "hash_tree", killed)
+        with pytest.raises(KeyboardInterrupt):
+            stage(out, work)
+    assert (out / CHECKPOINT / "state.pt").read_text() == "all of it"
+
+
+def test_what_a_kill_behind_the_manifest_left_is_tidied_up_the_next_time(
+    out: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stage(out, writes("one"))
+    with monkeypatch.context() as patch:
+        patch.setattr(artefacts, "_tidy", killed)
+        with pytest.raises(KeyboardInterrupt):
+            stage(out, writes("two"), config=Settings(rate=0.1))
+    assert (out / STARTED).exists()
+    assert len(list(out.parent.iterdir())) == 2
+    assert stage(out, writes("three"), config=Settings(rate=0.1)).skipped
+    assert (out / "result.txt").read_text() == "two"
+    assert not (out / STARTED).exists()
+    assert [path.name for path in out.parent.iterdir()] == ["out"]
+
+
+def killed(*_: object) -> NoReturn:
+    raise KeyboardInterrupt
 
 
 def test_the_old_result_goes_when_the_new_one_stands(out: Path) -> None:

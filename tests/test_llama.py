@@ -100,7 +100,7 @@ def test_the_gradient_is_that_of_finite_differences() -> None:
     (layer,) = llama.layers_of(library) or []
     packed = pack([[1, 2, 3], [4, 5]])
     angle_N11 = torch.rand(5, 1, 1, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
-    turn = llama.Turn(angle_N11.cos().repeat(1, 1, 2), torch.cat([-angle_N11.sin(), angle_N11.sin()], 2))
+    turn = llama.Rotation(angle_N11.cos().repeat(1, 1, 2), torch.cat([-angle_N11.sin(), angle_N11.sin()], 2))
     batch = llama._Batch(layer, packed, turn, torch.float64)
     weights = [layer.norm_1.weight, layer.norm_2.weight, *(linear.weight for linear in layer.linears)]
     generator = torch.Generator().manual_seed(0)

@@ -69,6 +69,7 @@ def run_stage(
     task = {"stage": stage, "config": to_json(config), "inputs": _hash_inputs(inputs)}
     done = read_manifest(folder)
     if done is not None and _same_task(done, task) and _outputs_stand(folder, done):
+        _tidy(folder)
         return StageOutcome(folder, skipped=True, seconds=float(done["seconds"]))
     before = _seconds_spent(folder, task, keep)
     began, stopped = time.monotonic(), dict[str, Any]()
@@ -76,15 +77,15 @@ def run_stage(
     try:
         told = work(folder)
     except TastemakerError as error:
-        if isinstance(error, TrainingError):
+        if isinstance(error, TrainingError) or error.finding is not None:
             stopped = {"stopped": {"message": str(error), "finding": error.finding}}
-        _put_back(folder, keep)
+        if not stopped or _aside(folder).exists():
+            _put_back(folder, keep)
         raise
     finally:
         seconds = before + time.monotonic() - began
         if (folder / STARTED).exists():
             write_json(folder / STARTED, task | {"seconds": seconds} | stopped)
-    shutil.rmtree(folder / CHECKPOINT, ignore_errors=True)
     manifest = task | {
         "outputs": hash_tree(folder),
         "code": {"version": __version__, "source": source_hash()},
@@ -96,8 +97,7 @@ def run_stage(
         **(told or {}),
     }
     write_json(folder / MANIFEST, manifest)
-    (folder / STARTED).unlink(missing_ok=True)
-    shutil.rmtree(_aside(folder), ignore_errors=True)
+    _tidy(folder)
     return StageOutcome(folder, skipped=False, seconds=seconds)
 
 
@@ -218,6 +218,13 @@ def _seconds_spent(folder: Path, task: Mapping[str, Any], keep: str | None) -> f
         with atomic_write(folder / keep, binary=True) as file:
             file.write((_aside(folder) / keep).read_bytes())
     return float(earlier.get("seconds", 0.0))
+
+
+def _tidy(folder: Path) -> None:
+    """Remove what a finished stage has no more use for; a kill in the middle leaves the rest to the next time."""
+    shutil.rmtree(folder / CHECKPOINT, ignore_errors=True)
+    shutil.rmtree(_aside(folder), ignore_errors=True)
+    (folder / STARTED).unlink(missing_ok=True)
 
 
 def _clear(folder: Path, *, but: tuple[str | None, ...]) -> None:

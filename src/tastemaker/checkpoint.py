@@ -266,7 +266,11 @@ def written_whole(folder: Path) -> Iterator[Path]:
 
 
 def _save_library(folder: Path, library: Any, tokenizer: Tokenizer, weights: Mapping[str, Tensor]) -> None:
-    state = {name: parallel.whole(tensor) for name, tensor in merged_state(library, weights).items()}
+    state = dict[str, Tensor]()
+    for name, tensor in merged_state(library, weights).items():
+        whole = parallel.whole(tensor)  # one at a time on every device, and all of them in the first process's memory
+        if processes.is_first():
+            state[name] = whole.cpu()
     if not processes.is_first():
         return
     with written_whole(folder) as aside, _quiet_library():

@@ -17,9 +17,13 @@ from pathlib import Path
 
 
 class TastemakerError(Exception):
-    """Base of every error that is meant for a user; `exit_code` is what the command line exits with."""
+    """Base of every error that is meant for a user; `exit_code` is what the command line exits with.
+
+    `finding` is what `tastemaker doctor` calls it, where training came to it by going wrong.
+    """
 
     exit_code = 2
+    finding: str | None = None
 
 
 class ConfigError(TastemakerError):
@@ -38,9 +42,13 @@ class DataError(TastemakerError):
 class ModelError(TastemakerError):
     """A model folder cannot be used for what was asked."""
 
+    def __init__(self, message: str, *, finding: str | None = None) -> None:
+        self.finding = finding
+        super().__init__(message)
+
 
 class TrainingError(TastemakerError):
-    """Training met something that must not be trained through; `finding` is what `tastemaker doctor` calls it."""
+    """Training met something that must not be trained through."""
 
     def __init__(self, message: str, *, finding: str | None = None) -> None:
         self.finding = finding

@@ -175,7 +175,8 @@ def of_rollouts(
 ) -> list[Seen]:
     """PPO: the first responses of the first iteration, as the policy trains on them and as the reward model reads them.
 
-    They are the very ones that training with this seed begins with.
+    They are drawn on a processor, with the seeds of those that training begins with: there the same up to rounding, on
+    a GPU, where rounding is another, soon others.
     """
     policy = load_policy(init)
     fitting, prompt_ids = fitting_prompts(rows, policy, config.decoding.max_new_tokens)

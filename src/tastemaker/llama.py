@@ -99,8 +99,8 @@ def hidden_states(library: Any, layers: list[Layer], packed: Packed) -> Tensor:
     """Final hidden states `hidden_ND` of all packed tokens."""
     trunk, device = library.base_model, packed.id_N.device.type
     x_ND = trunk.embed_tokens(packed.id_N)
-    turn = Turn.of(trunk, x_ND, packed.position_N[None])
-    turn = Turn(turn.cos[0], turn.sin[0])
+    turn = Rotation.of(trunk, x_ND, packed.position_N[None])
+    turn = Rotation(turn.cos[0], turn.sin[0])
     dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else x_ND.dtype
     with torch.autocast(device, enabled=False):
         for layer in layers:
@@ -114,7 +114,7 @@ def hidden_states(library: Any, layers: list[Layer], packed: Packed) -> Tensor:
 
 
 @dataclass(frozen=True, slots=True)
-class Turn:
+class Rotation:
     """Rotary positions: how far each head is turned, `[..., 1, K]` in fp32 at least."""
 
     cos: Tensor
@@ -122,12 +122,12 @@ class Turn:
     """Negative in the first half of a head."""
 
     @staticmethod
-    def of(trunk: Any, like: Tensor, position: Tensor) -> Turn:
+    def of(trunk: Any, like: Tensor, position: Tensor) -> Rotation:
         """The library's own angles, for tokens at these places."""
         exact = torch.promote_types(like.dtype, torch.float32)
         cos, sin = (angle.to(exact)[..., None, :] for angle in trunk.rotary_emb(like, position))
         half = sin.shape[-1] // 2
-        return Turn(cos, torch.cat([-sin[..., :half], sin[..., half:]], -1))
+        return Rotation(cos, torch.cat([-sin[..., :half], sin[..., half:]], -1))
 
     def __call__(self, x: Tensor, *, scale: float = 1.0, back: bool = False) -> Tensor:
         """Heads `[..., E, K]` turned by their positions (or back), times `scale`."""
@@ -142,7 +142,7 @@ class _Batch:
 
     layer: Layer
     packed: Packed
-    turn: Turn
+    turn: Rotation
     dtype: torch.dtype
     """Of matrix products."""
 

@@ -170,15 +170,15 @@ def _join(patience: timedelta) -> None:
 
 
 @contextmanager
-def joined(threads: int | None = None) -> Iterator[None]:
-    """Within the block this process works together with the others; they part when it ends well.
+def joined() -> Iterator[None]:
+    """Within the block this process works together with the others.
 
     Raises:
         TrainingError: another process ended in the middle of what all do together.
     """
     from torch import distributed
 
-    prepare(threads)
+    prepare()
     try:
         yield
     except RuntimeError as error:
@@ -261,7 +261,10 @@ class Turn(Generic[Item]):
 
 
 def turns(items: Iterable[Item]) -> Iterator[Turn[Item]]:
-    """This process's turns at `items`, which are the same in every process: with W processes every W-th is its own."""
+    """This process's turns at `items`, which are the same in every process: with W processes every W-th is its own.
+
+    One that has no item left repeats the last, since micro-batches come longest first and nobody is to wait for it.
+    """
     if not processes.several():
         yield from map(Turn, items)
         return
@@ -270,7 +273,7 @@ def turns(items: Iterable[Item]) -> Iterator[Turn[Item]]:
     for number in range(rounds):
         place = number * processes.count() + processes.number()
         counts = place < len(every)
-        yield Turn(every[place] if counts else every[0], counts, last=number == rounds - 1)
+        yield Turn(every[place] if counts else every[-1], counts, last=number == rounds - 1)
 
 
 def in_shares(count: int, work: Callable[[Sequence[int]], Sequence[Item]]) -> list[Item]:

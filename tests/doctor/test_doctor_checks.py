@@ -358,6 +358,40 @@ def test_epochs_are_compared_where_there_are_several() -> None:
     assert [finding.seen for finding in same.findings] == ["The validation loss is 0.7 after every epoch."]
 
 
+def test_a_first_batch_that_happens_to_be_easy_is_no_blow_up() -> None:
+    """A pair that is right by chance has a loss of 0.3; then come ordinary ones, at log 2."""
+    config = {"batch_size": 2, "optimizer": {"precision": "float32"}}
+    pairs = {"loss": [0.3, *[0.69 - 0.01 * step for step in range(15)]]}
+    assert names(measured("reward", pairs, config=config)) == []
+    assert "loss-rising" in names(measured("reward", {"loss": [0.3, 1.5, 1.4, 1.4, *pairs["loss"][4:]]}, config=config))
+    answers = {"loss": [0.5, 2.1, 1.9, *[2.0 - 0.02 * step for step in range(13)]]}  # 1.5 on the average of three
+    assert "loss-rising" not in names(measured("sft", answers, config=config))
+    assert "loss-rising" in names(measured("sft", answers, config={**config, "batch_size": 8}))
+
+
+def test_labels_that_held_out_raters_would_reverse_are_said_to_be_theirs() -> None:
+    apart = {"n": 400, "value": 0.3, "ci95": [0.26, 0.35]}
+    results = {"n": 400, "value": 0.7, "ci95": [0.65, 0.74], "held_out_raters": apart}
+    (finding,) = diagnose(measured("reward", results=results)).findings
+    assert finding.kind.name == "labels-reversed"
+    assert "by held-out raters: 26.0 to 35.0 %" in finding.seen
+
+
+def test_one_response_an_iteration_has_no_spread_and_is_no_constant_reward() -> None:
+    assert names(measured("ppo", {"score_spread": 0.0}, config={**PPO_CONFIG, "batch_size": 1})) == []
+
+
+def test_one_iteration_alone_is_no_update_that_is_too_large() -> None:
+    assert names(measured("ppo", {"clip_fraction": 0.5}, steps=2)) == []
+    assert names(measured("ppo", {"clip_fraction": 0.5}, steps=3)) == ["update-too-large"]
+
+
+def test_which_loss_dpo_has_only_its_config_says() -> None:
+    """The first loss of IPO with a beta of 0.1 is 25."""
+    ipo = {"loss": [25.0 - 0.5 * step for step in range(STEPS)]}
+    assert names(measured("dpo", ipo, config={})) == []
+
+
 def test_a_loss_that_blew_up_and_came_back_has_risen() -> None:
     loss = [1.0, 1.9, 2.0, 2.2, *[0.8 - 0.02 * step for step in range(12)]]  # 2.03 over steps 1-3
     (finding,) = diagnose(measured("sft", {"loss": loss})).findings

@@ -5,16 +5,20 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from tests.doctor.planted import run_ppo, with_old_experience
 
 from tastemaker.artefacts import MANIFEST, STARTED, read_json
 from tastemaker.cli import main
 from tastemaker.doctor import examine
+from tastemaker.errors import ModelError
 from tastemaker.metrics import METRICS
+from tastemaker.stages.ppo import PpoRun
 
 HEALTHY = Path(__file__).parent / "healthy"
 
@@ -142,6 +146,43 @@ def test_a_run_that_its_own_check_stopped_leaves_behind_why(
     assert "The run stopped after step 1: at the first minibatch of iteration 2 new and old log-probs differ" in said
     run_ppo(folder, talker, seed=0, iterations=4)
     assert main(["doctor", str(folder)]) == 0, "it went on, rightly, and finished"
+
+
+def with_a_nan(at: int) -> type[PpoRun]:
+    """The policy's weights are no numbers from an iteration on, so nothing can be sampled from it."""
+
+    class Broken(PpoRun):
+        def step(self, iteration: int) -> dict[str, float]:
+            if iteration >= at:
+                with torch.no_grad():
+                    next(self.policy.parameters()).fill_(torch.nan)
+            return super().step(iteration)
+
+    return Broken
+
+
+@pytest.mark.parametrize("at", [0, 2])
+def test_a_run_that_diverges_says_so_even_at_its_first_step(
+    at: int, talker: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with suppress(ModelError):
+        run_ppo(tmp_path / "6-policy" / "ppo", talker, seed=0, iterations=4, run=with_a_nan(at))
+    assert main(["doctor", str(tmp_path)]) == 1
+    said = " ".join(capsys.readouterr().out.split())
+    assert "6-policy/ppo PPO, " in said
+    assert "(not-finite)" in said
+    assert "logits that are not finite" in said
+    run_ppo(tmp_path / "6-policy" / "ppo", talker, seed=0, iterations=4)
+    assert main(["doctor", str(tmp_path)]) == 0, "it went on, rightly, and finished"
+
+
+def test_a_result_that_was_there_comes_back_where_the_next_one_stops_at_once(talker: str, tmp_path: Path) -> None:
+    folder = run_ppo(tmp_path / "ppo", talker, seed=0, iterations=2)
+    before = read_json(folder / MANIFEST)
+    with suppress(ModelError):
+        run_ppo(folder, talker, seed=1, iterations=2, run=with_a_nan(0))
+    assert read_json(folder / MANIFEST) == before
+    assert not (folder / STARTED).exists()
 
 
 def test_ppo_measures_what_the_doctor_asks_for(talker: str, tmp_path: Path) -> None:

@@ -125,10 +125,10 @@ def test_work_is_shared_by_place_and_comes_back_in_order(folder: Path) -> None:
 
 
 def test_all_processes_have_as_many_turns(folder: Path) -> None:
-    """Items as (item, counts, last): of three the second process has one, and repeats the first without weight."""
+    """Items as (item, counts, last): of three the second process has one, and repeats the last without weight."""
     first, second = found(folder, "gathering")["turns"]
     assert first["3"] == [[0, True, False], [2, True, True]]
-    assert second["3"] == [[1, True, False], [0, False, True]]
+    assert second["3"] == [[1, True, False], [2, False, True]]
     assert first["1"] == [[0, True, True]]
     assert second["1"] == [[0, False, True]]
     assert first["4"] == [[0, True, False], [2, True, True]]

@@ -26,6 +26,7 @@ from tastemaker.errors import ConfigError, TrainingError
 from tastemaker.generation import Rollout
 from tastemaker.model import RewardModel
 from tastemaker.packing import pack
+from tastemaker.responses import sampling_for
 from tastemaker.settings import Precision
 from tastemaker.stages import ppo
 from tastemaker.stages.ppo import PpoRun
@@ -177,7 +178,9 @@ def test_18_a_model_in_training_mode_reads_the_same_whatever_its_dropouts_are_ca
     architecture: str, tmp_path: Path
 ) -> None:
     plain = make_library(architecture).config.to_dict()
-    dropouts = {name: 0.5 for name, value in plain.items() if "drop" in name and isinstance(value, float)}
+    dropouts: dict[str, Any] = {
+        name: 0.5 for name, value in plain.items() if "drop" in name and isinstance(value, float)
+    }
     policy = load_policy(str(save_model(tmp_path / "base", architecture, **dropouts)))
     ids_BT = torch.tensor(random_sequences([11], seed=1))
     expected = policy.library(input_ids=ids_BT, use_cache=False).logits
@@ -291,8 +294,8 @@ def test_20_tokens_are_drawn_from_another_law_than_the_softmax(tmp_path: Path) -
 
 
 def test_20_a_sampler_of_another_law_is_refused(base: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    run, honest = run_of(base), ppo.sampling_for
-    monkeypatch.setattr(ppo, "sampling_for", lambda *given: replace(honest(*given), top_k=5))
+    run = run_of(base)
+    monkeypatch.setattr(ppo, "sampling_for", lambda *given: replace(sampling_for(*given), top_k=5))
     with pytest.raises(TrainingError, match="top_k=5"):
         run.roll_out(run.draw_prompt(0, 6), 0)
 

@@ -219,7 +219,7 @@ FORGETTING = Kind(
 def update_too_large(measured: Measured) -> Finding | None:
     for name, limit in (("clip_fraction", CLIP_FRACTION), ("approx_kl", APPROX_KL)):
         series = measured.series(name)
-        if series and (worst := series.worst_mean(QUICK)).mean > limit:
+        if len(series) >= QUICK and (worst := series.worst_mean(QUICK)).mean > limit:
             return UPDATE.seen(f"Mean {name} {number(worst.mean)} over iterations {worst.span} (limit {limit:g}).")
     for (_, (before, _)), (step, (after, tokens)) in pairwise(measured.together("kl", "response_tokens")):
         if after - before > max(KL_PER_RESPONSE, KL_PER_TOKEN * tokens):
@@ -309,7 +309,7 @@ def reward_constant(measured: Measured) -> Finding | None:
     if len(score) < QUICK:
         return None
     spread = measured.series("score_spread")
-    apart = max(spread.values) if spread else max(score.values) - min(score.values)
+    apart = max([*spread.values, max(score.values) - min(score.values)])
     if apart > SAME_SCORE * max(1.0, abs(score.mean)):
         return None
     return CONSTANT.seen(f"Every response of {len(score)} iterations scores {number(score.mean)}.")

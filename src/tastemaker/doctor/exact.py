@@ -292,7 +292,7 @@ def _still_kl(measured: Measured) -> Series | None:
 
 def dpo_start(measured: Measured) -> Finding | None:
     loss = measured.series("loss")
-    if not loss or loss.steps[0] != 0:
+    if not loss or loss.steps[0] != 0 or not measured.config:  # which loss it is, its config alone says
         return None
     beta = float(measured.setting("beta", 0.0))
     ipo = measured.setting("variant") == "ipo" and beta > 0

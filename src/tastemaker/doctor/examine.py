@@ -28,7 +28,12 @@ CHECKS: Mapping[Stage, Sequence[tuple[Kind, Check]]] = {
 }
 # Every kind of finding once, in the order in which they are looked for.
 KINDS: Sequence[Kind] = tuple({kind.name: kind for checks in CHECKS.values() for kind, _ in checks}.values())
-LEAST: Mapping[Stage, int] = {"sft": supervised.LEAST, "reward": supervised.LEAST, "ppo": course.LEAST, "dpo": 12}
+LEAST: Mapping[Stage, int] = {
+    "sft": supervised.LEAST,
+    "reward": supervised.LEAST,
+    "ppo": course.LEAST,
+    "dpo": supervised.LEAST,
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,23 +97,24 @@ def diagnose(measured: Measured) -> Diagnosis:
 
 
 def read_stage(folder: Path) -> Measured | None:
-    """What a stage's folder tells; None if it has measured nothing."""
+    """What a stage's folder tells; None if it has measured nothing and no check has stopped it."""
     try:
         rows = read_metrics(folder / METRICS_FILE)
     except UnicodeDecodeError as error:
         raise DataError(f"is not text: {error}.", path=folder / METRICS_FILE) from error
     if any(not isinstance(row, dict) or not isinstance(row.get("step"), int) for row in rows):
         raise DataError("has a line without a step; it is not a stage's.", path=folder / METRICS_FILE)
-    if not rows:
-        return None
     manifest, started = _read(folder / MANIFEST), _read(folder / STARTED)
     task = manifest or started
-    config, stopped = task.get("config"), started.get("stopped")
+    given, stopped = task.get("config"), started.get("stopped")
+    config = given if isinstance(given, dict) else {}
+    if not rows and not stopped:
+        return None
     return Measured(
         folder=folder,
-        stage=_stage(rows[0]),
+        stage=_stage(rows[0]) if rows else _stage_by_name(str(task.get("stage")), config),
         rows=rows,
-        config=config if isinstance(config, dict) else {},
+        config=config,
         results=_read(folder / "results.json"),
         finished=bool(manifest) and not started,
         stopped=stopped if isinstance(stopped, dict) and "message" in stopped else None,
@@ -120,6 +126,14 @@ def _stage(row: Mapping[str, Any]) -> Stage:
         if name in row:
             return stage  # type: ignore[return-value]
     return "sft"
+
+
+def _stage_by_name(name: str, config: Mapping[str, Any]) -> Stage:
+    """Of one that stopped before it had measured anything: `ppo`, or in a run `6-policy/ppo-ptx`."""
+    kind = name.partition("/")[0].rpartition("-")[2]
+    if kind == "policy":
+        kind = "ppo" if "iterations" in config else "dpo"
+    return next((stage for stage in CHECKS if stage == kind), "sft")
 
 
 def _read(path: Path) -> dict[str, Any]:

@@ -7,7 +7,8 @@ the first and the last quarter of the steps.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 from tastemaker.doctor.exact import LOG_2
 from tastemaker.doctor.findings import Check, Finding, Kind, Measured, Series, ends, number
@@ -18,6 +19,7 @@ FALLEN = 0.005  # of the loss: less is no learning, if it is within two standard
 RISEN = 0.02  # of the loss, beside the errors
 # The first step's loss is of the model as it was given. Batches differ, by half in the demo; three in a row by less.
 BLOWN_UP = 2.0
+LARGE = 8  # a batch whose loss alone says where training began; of smaller ones three do
 QUICK = 3  # consecutive steps
 OVERFIT = 0.1  # of the lowest validation loss
 # A model that knows nothing of the raters' taste is right in half of the pairs. That is said where it is sure: where
@@ -47,7 +49,8 @@ RISING = Kind(
     severity="warning",
     title="The loss rises",
     when=f"the mean `loss` of the last epoch (with one, the last quarter) above that of the first by {ERRORS:g} "
-    f"standard errors and {RISEN:.0%}; or {QUICK} steps in a row with a mean above {BLOWN_UP:g} times the first step's",
+    f"standard errors and {RISEN:.0%}; or {QUICK} steps in a row with a mean above {BLOWN_UP:g} times the first "
+    f"step's (of pairs, at least log 2; in SFT with batches below {LARGE}, the mean of the first {QUICK})",
     causes=("a learning rate that is too high", "a warm-up that is too short"),
     tries=("`optimizer.learning_rate` lower by a factor of 3", "`optimizer.warmup_steps`"),
 )
@@ -80,7 +83,7 @@ AT_CHANCE = Kind(
 REVERSED = Kind(
     name="labels-reversed",
     severity="warning",
-    title="The model prefers what the held-out raters reject",
+    title="The model prefers what raters reject in held-out pairs",
     when=f"the 95 % interval of the accuracy in `results.json` wholly below {1 - CHANCE:g}",
     causes=("chosen and rejected are exchanged in one of the files", "ranks are read best last in one of them"),
     tries=("read five pairs of each file with their labels",),
@@ -143,10 +146,11 @@ def loss_not_falling(measured: Measured) -> Finding | None:
 
 def loss_rising(measured: Measured) -> Finding | None:
     loss = measured.series("loss")
-    if len(loss) > QUICK and (worst := loss.worst_mean(QUICK)).mean > BLOWN_UP * abs(loss.values[0]):
-        return RISING.seen(
-            f"Mean loss {number(worst.mean)} over steps {worst.span}, {number(loss.values[0])} at first."
-        )
+    if len(loss) > QUICK:
+        pairs, large = _is_of_pairs(measured), measured.setting("batch_size", LARGE) >= LARGE
+        begun = max(abs(loss.part(0, 1 if pairs or large else QUICK).mean), LOG_2 if pairs else 0.0)
+        if (worst := loss.worst_mean(QUICK)).mean > BLOWN_UP * begun:
+            return RISING.seen(f"Mean loss {number(worst.mean)} over steps {worst.span}, {number(begun)} at first.")
     found = _first_and_last(measured, "loss")
     if found is None or not _has_risen(*found):
         return None
@@ -155,7 +159,7 @@ def loss_rising(measured: Measured) -> Finding | None:
 
 def loss_above_log_2(measured: Measured) -> Finding | None:
     found = _first_and_last(measured, "loss")
-    if found is None or measured.setting("variant") == "ipo":
+    if found is None or not _is_of_pairs(measured):
         return None
     _, last = found
     if last.mean <= (1 + RISEN) * LOG_2 + ERRORS * last.error:
@@ -164,7 +168,7 @@ def loss_above_log_2(measured: Measured) -> Finding | None:
 
 
 def accuracy_at_chance(measured: Measured) -> Finding | None:
-    interval = _interval(measured)
+    interval = _interval(measured.results)
     if interval is not None:
         low, high = interval
         if not 1 - CHANCE < low <= high < CHANCE:
@@ -181,10 +185,12 @@ def accuracy_at_chance(measured: Measured) -> Finding | None:
 
 
 def labels_reversed(measured: Measured) -> Finding | None:
-    interval = _interval(measured)
-    if interval is None or interval[1] >= 1 - CHANCE:
-        return None
-    return REVERSED.seen(f"95 % interval of the accuracy: {100 * interval[0]:.1f} to {100 * interval[1]:.1f} %.")
+    for raters, results in (("the training", measured.results), ("held-out", measured.results.get("held_out_raters"))):
+        interval = _interval(results or {})
+        if interval is not None and interval[1] < 1 - CHANCE:
+            low, high = (f"{100 * bound:.1f}" for bound in interval)
+            return REVERSED.seen(f"95 % interval of the accuracy by {raters} raters: {low} to {high} %.")
+    return None
 
 
 def margin_exploding(measured: Measured) -> Finding | None:
@@ -248,9 +254,14 @@ def _course(first: Series, last: Series) -> str:
     return f"Mean loss {number(first.mean)} over steps {first.span}, {number(last.mean)} over {last.span}."
 
 
-def _interval(measured: Measured) -> tuple[float, float] | None:
+def _is_of_pairs(measured: Measured) -> bool:
+    """Whether the loss of two equal models is log 2; without its config nobody can tell of DPO's."""
+    return measured.stage == "reward" or (measured.stage == "dpo" and measured.setting("variant") == "sigmoid")
+
+
+def _interval(held: Mapping[str, Any]) -> tuple[float, float] | None:
     """Of the accuracy on held-out pairs, if there are enough of them."""
-    held, interval = measured.results, measured.results.get("ci95")
+    interval = held.get("ci95")
     if not isinstance(interval, list) or len(interval) != 2 or int(held.get("n", 0)) < MEASURED_PAIRS or "on" in held:
         return None
     return float(interval[0]), float(interval[1])

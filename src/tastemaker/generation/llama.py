@@ -139,7 +139,7 @@ class LlamaForward:
         weights, dtype = self.weights, self.weights.dtype
         x_BTD = weights.embed(input_ids)
         x_BTD = x_BTD.to(torch.promote_types(x_BTD.dtype, torch.float32))
-        turn = llama.Turn.of(self._trunk, x_BTD, position_ids)
+        turn = llama.Rotation.of(self._trunk, x_BTD, position_ids)
         for number, layer in enumerate(weights.layers):
             attended_BTA = self._attend(layer, number, x_BTD, turn, attention_mask, past_key_values)
             x_BTD = x_BTD + layer.output(attended_BTA.to(dtype))
@@ -151,7 +151,13 @@ class LlamaForward:
         return {"logits": weights.logits(last_BD)[:, None]}
 
     def _attend(
-        self, layer: LayerWeights, number: int, x_BTD: Tensor, turn: llama.Turn, mask: Tensor, cache: PreallocatedCache
+        self,
+        layer: LayerWeights,
+        number: int,
+        x_BTD: Tensor,
+        turn: llama.Rotation,
+        mask: Tensor,
+        cache: PreallocatedCache,
     ) -> Tensor:
         """What new tokens read from the cache, after they have been written into it."""
         normed_BTD = _normed(x_BTD, layer.norm_1, layer.layer.norm_1.variance_epsilon, self.weights.dtype)
@@ -164,7 +170,7 @@ class LlamaForward:
         return attended_BTHK.flatten(2)
 
 
-def _heads(parts: Sequence[Tensor], layer: llama.Layer, turn: llama.Turn) -> tuple[Tensor, Tensor, Tensor]:
+def _heads(parts: Sequence[Tensor], layer: llama.Layer, turn: llama.Rotation) -> tuple[Tensor, Tensor, Tensor]:
     """Queries and keys turned by their positions, and values; by head, from one product or three."""
     size, heads = layer.head_size, layer.query.out_features // layer.head_size
     if len(parts) > 1:

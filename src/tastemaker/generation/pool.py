@@ -46,7 +46,8 @@ class Growing:
         if not math.isfinite(logprob):
             raise ModelError(
                 "The model gives logits that are not finite, so nothing can be sampled from it. "
-                "Training may have diverged: go back to an earlier checkpoint."
+                "Training may have diverged: go back to an earlier checkpoint.",
+                finding="not-finite",
             )
         self.ids.append(token)
         self.logprobs.append(logprob)

@@ -236,7 +236,7 @@ class PpoRun:
                 horizon=config.adaptive_kl.horizon,
                 num_episodes=config.batch_size,
             )
-        if self.heldout_pieces and (iteration + 1) % max(1, config.iterations // 10) == 0:
+        if self.heldout_pieces and (iteration == 0 or (iteration + 1) % max(1, config.iterations // 10) == 0):
             metrics["heldout_text_loss"] = text_loss(
                 self.policy, self.heldout_pieces, budget=config.microbatch_tokens, autocast=self.policy_trainer.autocast
             )
@@ -494,7 +494,8 @@ class PpoRun:
         if kl > self._tolerance():
             raise TrainingError(
                 f"before the first step, policy and reference differ by {kl:.2e} nats a token, though they are "
-                f"the same model (allowed: {self._tolerance():.0e}). Dropout or a temperature acts on one only."
+                f"the same model (allowed: {self._tolerance():.0e}). Dropout or a temperature may act on one only, or "
+                "the model computes differently each time; compare two forward passes of it on one sequence."
             )
 
     def _check_ratio(self, report: StepReport, iteration: int) -> None:

@@ -101,20 +101,25 @@ class Trainer:
                 with self.autocast():
                     loss = loss_fn(turn.item, denominator)
                 value = float(loss.value.detach())
-                if not math.isfinite(value):
-                    self.optimizer.zero_grad(set_to_none=True)
-                    raise TrainingError(
-                        f"the loss is {value} at optimizer step {self.steps_taken}; the weights were not changed. "
-                        "Usual causes: a learning rate that is too high, or data with extreme lengths or scores.",
-                        finding="not-finite",
-                    )
+                if not processes.several():  # else all go on to the sum, so that all raise, the first one too
+                    self._check_finite(value)
                 parallel.sync_gradients(self.module, last and turn.last)
                 (loss.value if turn.counts else 0 * loss.value).backward()  # type: ignore[no-untyped-call]
                 total += value if turn.counts else 0.0
                 for name, amount in loss.sums.items():
                     sums[name] = sums.get(name, 0.0) + (amount if turn.counts else 0.0)
         total, *amounts = parallel.summed_amounts([total, *sums.values()])
+        self._check_finite(total)
         return total, dict(zip(sums, amounts, strict=True))
+
+    def _check_finite(self, loss: float) -> None:
+        if not math.isfinite(loss):
+            self.optimizer.zero_grad(set_to_none=True)
+            raise TrainingError(
+                f"the loss is {loss} at optimizer step {self.steps_taken}; the weights were not changed. "
+                "Usual causes: a learning rate that is too high, or data with extreme lengths or scores.",
+                finding="not-finite",
+            )
 
     def apply(self, loss: float, sums: Mapping[str, float]) -> StepReport:
         """Clip the accumulated gradients, take the step, clear them."""
