@@ -345,7 +345,7 @@ def test_56_the_value_function_starts_from_nothing(base: str, reward_model: str)
 
     Source: the paper, section 3.5; arXiv 2503.01491 (VC-PPO); NeMo-Aligner and NeMo-RL warm the critic up.
     Here: `PpoRun` loads it from the reward model's folder, head and offset included, where both read the same tokens;
-    otherwise it says that it does not.
+    otherwise, and where a function gives the reward, it says that it does not. There is no critic warm-up.
     """
     run = run_of(base, reward_model)
     experience, _ = observed(run, 0, 0, 0, 0)
@@ -357,3 +357,8 @@ def test_56_the_value_function_starts_from_nothing(base: str, reward_model: str)
         scores = [float(library(input_ids=torch.tensor([ids])).logits) - offset for ids in states]
         assert experience.value_BT[row, : LENGTHS[row]].tolist() == pytest.approx(scores, abs=1e-5)
     assert float(experience.value_BT[experience.mask_BT].std()) > 0.1
+
+
+def test_56_a_value_function_with_a_random_head_is_said(base: str, capsys: pytest.CaptureFixture[str]) -> None:
+    run_of(base, None)
+    assert "there is no reward model; the value function starts from the policy's trunk" in capsys.readouterr().err

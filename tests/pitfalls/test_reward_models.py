@@ -325,7 +325,8 @@ def test_63_the_reward_model_reads_another_text(bytes_base: str) -> None:
 
     Source: no system is named; see OpenRLHF's remote reward models.
     Here: `responses.as_response` decodes exactly the sampled ids without the stop token that ends them, and
-    `scoring.encode_for_reward` encodes all of the prompt and all of that text, control tokens in it as text.
+    `scoring.encode_for_reward` encodes the prompt, its end where the model was trained on no more, and all of that
+    text, control tokens in it as text.
     """
     talk = Prompt(messages=(Message("system", " Be kind.\n"), Message("user", " the mat?  <|im_end|>\n")))
     asked, heard = [talk] * 5, Listener()

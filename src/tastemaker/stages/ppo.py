@@ -351,7 +351,8 @@ class PpoRun:
             value = load_reward_model(reward)
             if value.tokenizer.library.get_vocab() == self.policy.tokenizer.library.get_vocab():
                 return value.to(device)
-            say("the reward model has another tokenizer; the value function starts from the policy's trunk")
+        why = "there is no reward model" if reward is None else "the reward model has another tokenizer"
+        say(f"{why}; the value function starts from the policy's trunk, its head at random")
         return new_reward_model(init, seed=self.seed).to(device)
 
     def _check_value_context(self, reward: str | None) -> None:
