@@ -443,10 +443,10 @@ def test_two_who_both_say_lost_agree_wholly_in_each_way() -> None:
 
 
 def test_two_ties_beside_two_who_decided_earn_nothing() -> None:
-    # won won tied tied: of six pairs of raters one decided twice, and agreed; that both others tied is none of it.
-    orders: list[WeakOrder] = [((0,), (1,)), ((0,), (1,)), ((0, 1),), ((0, 1),)]
+    # won lost tied tied: of six pairs of raters one decided twice, and disagreed; that both others tied is none of it.
+    orders: list[WeakOrder] = [((0,), (1,)), ((1,), (0,)), ((0, 1),), ((0, 1),)]
     result = ranking_agreement([ranking(who, order, "ab") for who, order in zip("rstu", orders, strict=True)])
-    assert known(result.ties_excluded).value == 1
+    assert known(result.ties_excluded).value == 0
     assert known(result.ties_excluded).n == 1
 
 
