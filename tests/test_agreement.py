@@ -431,3 +431,115 @@ def test_the_pairs_of_all_raters_are_those_within_the_groups_and_between_them(
     agreed, pairs = half(agreement_within(answers(everybody)))
     assert sum(half(part)[0] for part in parts) == pytest.approx(agreed, abs=1e-9)
     assert sum(half(part)[1] for part in parts) == pairs
+
+
+# ------------------------------------------------------------------------------------- what is easily a little wrong
+
+
+def test_two_who_both_say_lost_agree_wholly_in_each_way() -> None:
+    result = ranking_agreement([ranking("r", ((1,), (0,)), "ab"), ranking("s", ((1,), (0,)), "ab")])
+    for found in (result.ties_excluded, result.tie_is_a_class, result.tie_is_half):
+        assert known(found).value == 1
+
+
+def test_two_ties_beside_two_who_decided_earn_nothing() -> None:
+    # won lost tied tied: of six pairs of raters one decided twice, and disagreed; that both others tied is none of it.
+    orders: list[WeakOrder] = [((0,), (1,)), ((1,), (0,)), ((0, 1),), ((0, 1),)]
+    result = ranking_agreement([ranking(who, order, "ab") for who, order in zip("rstu", orders, strict=True)])
+    assert known(result.ties_excluded).value == 0
+    assert known(result.ties_excluded).n == 1
+
+
+def test_ones_own_answer_is_none_of_the_others() -> None:
+    # r won; s and t lost. r's others lost: r is against them. s has won and lost before them, so no majority; so has t.
+    answers = comparison_answers([("x", "p", "r", 1.0), ("x", "p", "s", 0.0), ("x", "p", "t", 0.0)])
+    assert answers.count_UQ.tolist() == [[2, 0, 1]]
+    found = known(agreement_within(answers).majority)
+    assert (found.value, found.n) == (0, 1)
+
+
+def test_two_raters_are_enough_to_be_counted() -> None:
+    answers = comparison_answers([("x", "p", "r", 1.0), ("x", "p", "s", 0.0)])
+    assert agreement_within(answers).raters == 2
+    between = agreement_between(answers, {"r"})
+    assert (between.raters, between.others) == (1, 1)
+
+
+def test_a_row_of_the_table_holds_every_figure_by_its_name() -> None:
+    def figures(group: GroupAgreement) -> dict[str, object]:
+        row = {
+            "ties_excluded": group.pairwise.ties_excluded.to_json(),
+            "tie_is_a_class": group.pairwise.tie_is_a_class.to_json(),
+            "tie_is_half": group.pairwise.tie_is_half.to_json(),
+            "majority": group.majority.to_json(),
+            "raters": group.raters,
+        }
+        assert len({json.dumps(figure) for figure in row.values()}) == len(row), "no two are alike"
+        return row
+
+    within, between = agreement_within(two_groups()), agreement_between(two_groups(), {"r", "s"})
+    assert isinstance(within.alpha, Estimate)
+    assert within.to_json() == figures(within) | {"alpha": within.alpha.to_json()}
+    assert between.to_json() == figures(between) | {"other_raters": 3}
+
+
+def test_categories_found_are_in_order_numbers_before_words() -> None:
+    assert table_answers([[2, "b"], ["a", 1.5]]).categories == (1.5, 2, "a", "b")
+
+
+def test_a_table_without_rows_has_no_raters_and_takes_none() -> None:
+    for answers in (table_answers([]), table_answers([], raters=[])):
+        assert answers.raters == ()
+        assert {array.dtype for array in (answers.unit_N, answers.rater_N, answers.category_N)} == {np.dtype(np.int64)}
+
+
+def test_ac1_of_three_categories_by_hand() -> None:
+    # Shares 3/8, 3/8, 2/8: by chance (15 + 15 + 12) / 64 / 2 = 21/64. Observed 3/4: (48 - 21) / (64 - 21).
+    answers = table_answers([["a", "a"], ["b", "b"], ["a", "b"], ["c", "c"]])
+    assert known(gwet_ac1(answers)).value == pytest.approx(27 / 43, abs=1e-12)
+
+
+def test_weights_go_by_the_order_of_the_categories_that_are_named() -> None:
+    first, second = ["low", "high", "middle", "low"], ["middle", "high", "low", "high"]
+    # In that order the gaps are 1, 0, 1, 2: mean 1. By chance: low 1/2, middle 1/4, high 1/4 against 1/4, 1/4, 1/2:
+    # 1/2 (1/4 + 2/2) + 1/4 (1/4 + 1/2) + 1/4 (2/4 + 1/4) = 5/8 + 3/16 + 3/16 = 1, so kappa is 0.
+    named = cohen_kappa(first, second, categories=["low", "middle", "high"], weights="linear")
+    assert known(named).value == pytest.approx(0, abs=1e-12)
+    assert known(cohen_kappa(first, second, weights="linear")).value != pytest.approx(0, abs=0.05)
+
+
+def test_cohens_interval_is_over_clusters() -> None:
+    result = cohen_kappa(["x", "y"], ["x", "x"], clusters=["p", "p"])
+    assert isinstance(result, Undefined)
+    assert "one cluster" in result.reason
+
+
+def test_resamples_without_variation_may_be_anything() -> None:
+    # Of four units one differs. A third of the resamples lack it, and say nothing of agreement beyond chance.
+    table = [["x", "x"], ["x", "x"], ["x", "x"], ["x", "y"]]
+    for measure in (krippendorff_alpha, fleiss_kappa):
+        interval = known(measure(table_answers(table))).ci95
+        assert (interval.low, interval.high) == (-1, 1)
+
+
+def test_every_measure_resamples_by_its_seed_and_by_0_if_none_is_given() -> None:
+    table = np.random.default_rng(4).integers(0, 3, size=(31, 2)).tolist()
+    first, second = ([row[column] for row in table] for column in (0, 1))
+    measures: list[Callable[..., Estimate | Undefined]] = [
+        lambda **seed: krippendorff_alpha(table_answers(table), **seed),
+        lambda **seed: fleiss_kappa(table_answers(table), **seed),
+        lambda **seed: gwet_ac1(table_answers(table), **seed),
+        lambda **seed: cohen_kappa(first, second, **seed),
+    ]
+    for measure in measures:
+        plain, zero, one = (known(measure(**seed)).ci95 for seed in ({}, {"seed": 0}, {"seed": 1}))
+        assert plain == zero
+        assert plain != one
+
+
+def test_the_coefficients_of_chance_have_intervals_alike() -> None:
+    # Two raters and many units: Fleiss' kappa and alpha differ by 1 in the number of answers alone.
+    answers = table_answers(noisy_table(np.random.default_rng(6), 307, 1, 2, 0.2))
+    alpha, fleiss = known(krippendorff_alpha(answers)).ci95, known(fleiss_kappa(answers)).ci95
+    assert fleiss.low == pytest.approx(alpha.low, abs=0.01)
+    assert fleiss.high == pytest.approx(alpha.high, abs=0.01)

@@ -317,11 +317,11 @@ def majority_agreement(answers: Answers, group: Collection[str] | None = None) -
         others_NQ = answers.counts(~mine_N)[answers.unit_N]
     tie, asked_N = answers.categories.index(TIED), others_NQ.sum(axis=1)
     preferred_N = others_NQ.argmax(axis=1)
-    is_majority_N = (asked_N > 1) & (2 * others_NQ.max(axis=1, initial=0) > asked_N) & (preferred_N != tie)
+    is_majority_N = (asked_N > 1) & (2 * others_NQ.max(axis=1) > asked_N) & (preferred_N != tie)
     counted_N = mine_N & is_majority_N & (answers.category_N != tie)
     if not counted_N.any():
         return Undefined(reason="nobody was asked beside two others of whom more than half preferred the same")
-    return _share_of(answers, (preferred_N == answers.category_N) * 1.0, counted_N)
+    return _share_of(answers, (preferred_N == answers.category_N).astype(np.float64), counted_N)
 
 
 def _three_ways(answers: Answers, pairs_UQQ: Floats) -> RankingAgreement:
@@ -452,7 +452,7 @@ def cohen_kappa(
     answers = table_answers(list(zip(first, second, strict=True)), categories=categories, clusters=clusters)
     size = len(answers.categories)
     gap_QQ = np.abs(np.subtract.outer(np.arange(size), np.arange(size)))
-    cost_QQ = {"none": (gap_QQ > 0) * 1.0, "linear": gap_QQ * 1.0, "quadratic": gap_QQ**2.0}[weights]
+    cost_QQ = {"none": gap_QQ > 0, "linear": gap_QQ, "quadratic": gap_QQ**2}[weights]
     both_UQQ = np.zeros((len(first), size, size))
     both_UQQ[np.arange(len(first)), answers.category_N[0::2], answers.category_N[1::2]] = 1
 
