@@ -467,7 +467,7 @@ def test_two_raters_are_enough_to_be_counted() -> None:
 
 def test_a_row_of_the_table_holds_every_figure_by_its_name() -> None:
     def figures(group: GroupAgreement) -> dict[str, object]:
-        row = {
+        row: dict[str, object] = {
             "ties_excluded": group.pairwise.ties_excluded.to_json(),
             "tie_is_a_class": group.pairwise.tie_is_a_class.to_json(),
             "tie_is_half": group.pairwise.tie_is_half.to_json(),
