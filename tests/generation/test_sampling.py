@@ -139,6 +139,24 @@ def test_a_draw_in_the_third_block_by_hand() -> None:
     assert logprob_B.tolist() == pytest.approx(expected, abs=1e-6)
 
 
+def test_a_row_by_itself_draws_from_every_block() -> None:
+    token_B, logprob_B = invert_cdf(torch.zeros(1, 3 * sampling.BLOCK), torch.tensor([0.9]))
+    assert token_B.tolist() == [int(0.9 * 3 * sampling.BLOCK)]
+    assert logprob_B.tolist() == pytest.approx([-math.log(3 * sampling.BLOCK)], abs=1e-5)
+
+
+def test_rows_of_other_sizes_do_not_matter_to_a_row() -> None:
+    """Logits are taken relative to their own row's largest; beside another row's they would all be impossible."""
+    logit_BV = torch.tensor([[0.0, math.log(3)], [500.0, 500.0 + math.log(3)]])
+    for temperature in (1.0, 0.5):
+        law = settings_for(temperature=temperature)
+        token_B, logprob_B = choose(logit_BV.clone(), torch.tensor([0.05, 0.5]), law)
+        assert token_B.tolist() == [0, 1]
+        likelier = 3.0 ** (1 / temperature)
+        expected = [math.log(1 / (1 + likelier)), math.log(likelier / (1 + likelier))]
+        assert logprob_B.tolist() == pytest.approx(expected, abs=1e-4)
+
+
 @pytest.mark.parametrize("uniform", [SMALLEST, LARGEST])
 def test_rounding_never_draws_an_impossible_token(uniform: float) -> None:
     # the sum of a block and its last cumulative sum round differently, in either direction
