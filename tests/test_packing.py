@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+from typing import cast
+
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from torch import Tensor
 
 from tastemaker.generation.graphs import no_waiting
-from tastemaker.packing import common_beginning, microbatches, pack, pad_rows
+from tastemaker.packing import common_beginning, microbatches, pack, pad_rows, sent_to
 
 sequences_of_ids = st.lists(st.lists(st.integers(0, 96), min_size=1, max_size=7), min_size=1, max_size=5)
 
@@ -24,6 +27,14 @@ def test_three_sequences_by_hand() -> None:
     assert packed.bound_Z.tolist() == [0, 3, 4, 6]
     assert packed.bound_Z.dtype == torch.int32
     assert not packed.shares
+
+
+@pytest.mark.parametrize("groups", [None, [2, 1]])
+def test_places_are_whole_numbers_that_can_index(groups: list[int] | None) -> None:
+    packed = pack([[7, 8, 1, 2], [7, 8], [9, 3, 4]], groups=groups)
+    assert packed.shares is (groups is not None)
+    for name in ("id_N", "position_N", "padded_ST", "flat_N", "repeat_R"):
+        assert getattr(packed, name).dtype == torch.int64, name
 
 
 @given(sequences_of_ids)
@@ -142,6 +153,11 @@ def test_microbatches_by_hand() -> None:
     assert microbatches([3, 7, 1, 5, 4, 2], budget=10) == [[1], [3, 4], [0, 5, 2]]
 
 
+def test_what_a_group_costs_goes_by_its_longest() -> None:
+    # 5 * 2 fits, 5 * 3 does not, although 2 * 3 would
+    assert microbatches([5, 2, 2], budget=10) == [[0, 1], [2]]
+
+
 def test_microbatches_of_two_shares_by_hand() -> None:
     # 7, 4, 2 and 5, 3, 1 in turns; the first share has 7 alone and 4 + 2, the second 5 + 3 and 1, as 5 * 3 > 10
     assert microbatches([3, 7, 1, 5, 4, 2], budget=10, shares=2) == [[1], [3, 0], [4, 5], [2]]
@@ -165,6 +181,40 @@ def test_a_packed_batch_is_sent_whole() -> None:
         there, here = getattr(sent, name), getattr(packed, name)
         assert (there.device.type, there.shape, there.dtype) == ("meta", here.shape, here.dtype)
     assert sent.lengths == packed.lengths
+
+
+class WatchedTensor:
+    """As much of a tensor as `sent_to` asks for: a real one is not pinned or on a GPU where there is none."""
+
+    def __init__(self, device: str, size: int) -> None:
+        self.device, self.size, self.done = torch.device(device), size, list[object]()
+
+    def numel(self) -> int:
+        return self.size
+
+    def pin_memory(self) -> WatchedTensor:
+        self.done.append("pinned")
+        return self
+
+    def to(self, device: torch.device, *, non_blocking: bool = False) -> WatchedTensor:
+        self.done.append((device.type, non_blocking))
+        return self
+
+
+@pytest.mark.parametrize(
+    ("to", "at", "size", "done"),
+    [
+        ("cuda", "cpu", 5, ["pinned", ("cuda", True)]),
+        ("cuda", "cpu", 0, [("cuda", False)]),  # there is nothing to pin
+        ("cuda", "cuda", 5, [("cuda", False)]),
+        ("cpu", "cpu", 5, [("cpu", False)]),
+        ("cpu", "cuda", 5, [("cpu", False)]),  # or else it could be read before it is there
+    ],
+)
+def test_what_goes_to_a_gpu_is_pinned_and_nobody_waits(to: str, at: str, size: int, done: list[object]) -> None:
+    watched = WatchedTensor(at, size)
+    assert sent_to(torch.device(to), cast(Tensor, watched)) is cast(Tensor, watched)
+    assert watched.done == done
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")

@@ -75,12 +75,12 @@ class Packed:
         place_T = torch.arange(self.padded_ST.shape[1])
         prompt_S, length_S = torch.tensor(list(prompt_lengths)), torch.tensor(self.lengths)
         is_target_ST = (place_T >= prompt_S[:, None]) & (place_T < length_S[:, None])
-        place_M = is_target_ST.flatten().nonzero()[:, 0]  # never a row's first, as each has a prompt
-        return self._packed_index(place_M - 1), self.id_N.index_select(0, self._packed_index(place_M))
+        place_M = is_target_ST.flatten().nonzero().flatten()  # never a row's first, as each has a prompt
+        return self._packed_index(place_M - 1), self.id_N[self._packed_index(place_M)]
 
     def _packed_index(self, place_M: Tensor) -> Tensor:
         """What stands at these places of the flattened padded layout."""
-        return self.padded_ST.flatten().index_select(0, sent_to(self.padded_ST.device, place_M))
+        return self.padded_ST.take(sent_to(self.padded_ST.device, place_M))
 
 
 def sent_to(device: torch.device, tensor: Tensor) -> Tensor:
@@ -104,7 +104,7 @@ def pack(sequences: Sequence[Sequence[int]], *, groups: Sequence[int] | None = N
     for size in sizes:
         members = sequences[first : first + size]
         begin, shared = len(ids), common_beginning(members) if size > 1 else 0
-        ids += members[0][:shared]
+        ids += sequences[first][:shared]
         for member in members:
             own = torch.arange(len(ids), len(ids) + len(member) - shared)
             index_of.append(torch.cat([torch.arange(begin, begin + shared), own]) if shared else own)
@@ -151,7 +151,7 @@ def pad_rows(value_M: Tensor, counts: Sequence[int], *, width: int | None = None
     if longest > width:
         raise ValueError(f"a row of {longest} values does not fit into the width {width}; give at least {longest}.")
     mask_BT = torch.arange(width) < torch.tensor(list(counts))[:, None]
-    place_M = sent_to(value_M.device, mask_BT.flatten().nonzero()[:, 0])
+    place_M = sent_to(value_M.device, mask_BT.flatten().nonzero().flatten())
     value_BT = value_M.new_zeros(mask_BT.numel()).index_copy(0, place_M, value_M).view(mask_BT.shape)
     return value_BT, sent_to(value_M.device, mask_BT)
 
@@ -165,7 +165,7 @@ def microbatches(costs: Sequence[int], *, budget: int, shares: int = 1) -> list[
     """
     order = sorted(range(len(costs)), key=lambda index: (-costs[index], index))
     dealt = [_grouped(order[share::shares], costs, budget) for share in range(shares)]
-    return [group for turn in zip_longest(*dealt, fillvalue=[]) for group in turn if group]
+    return [group for turn in zip_longest(*dealt) for group in turn if group]
 
 
 def _grouped(order: Sequence[int], costs: Sequence[int], budget: int) -> list[list[int]]:

@@ -6,6 +6,7 @@ import math
 from collections.abc import Sequence
 
 import numpy as np
+import numpy.typing as npt
 import pytest
 import torch
 from hypothesis import given, settings
@@ -14,7 +15,7 @@ from scipy.stats import chisquare
 from torch import Tensor
 
 from tastemaker.errors import ConfigError
-from tastemaker.generation import Sampling
+from tastemaker.generation import Sampling, sampling
 from tastemaker.generation.sampling import choose, draw_uniforms, invert_cdf, keep_top_k, keep_top_p, philox, to_uniform
 
 DRAWS = 40_000
@@ -76,6 +77,24 @@ def test_each_uniform_is_one_word_of_philox_under_its_seed_response_and_step() -
             assert found[step, row] == to_uniform(philox(counter, key)[step % 4])[0]
 
 
+def test_as_many_numbers_are_made_as_whole_blocks_of_four_hold(monkeypatch: pytest.MonkeyPatch) -> None:
+    shapes = list[tuple[int, ...]]()
+
+    def watched(counter: npt.NDArray[np.uint64], key: npt.NDArray[np.uint64]) -> npt.NDArray[np.uint64]:
+        shapes.append(counter.shape)
+        return philox(counter, key)
+
+    monkeypatch.setattr(sampling, "philox", watched)
+    for steps in (1, 4, 5, 13):
+        assert draw_uniforms([7, 8, 9], [0, 1, 2], steps).shape == (steps, 3)
+    assert shapes == [(4, 1, 3), (4, 1, 3), (4, 2, 3), (4, 4, 3)]
+
+
+def test_a_response_below_0_has_no_numbers() -> None:
+    with pytest.raises(OverflowError):
+        draw_uniforms([7, 7], [0, -1], 3)
+
+
 def test_uniforms_are_uniform() -> None:
     uniforms = draw_uniforms(range(211), [2] * 211, 97)
     assert uniforms.dtype == np.float32
@@ -98,11 +117,44 @@ def test_a_draw_by_hand() -> None:
     assert logprob_B.tolist() == pytest.approx(expected, abs=1e-6)
 
 
+def test_usual_vocabularies_are_whole_blocks() -> None:
+    """Or else their logits would be copied at every step: those of Llama 2 and 3, Pythia and Qwen 2.5."""
+    assert [vocabulary % sampling.BLOCK for vocabulary in (32_000, 128_256, 50_304, 151_936)] == [0] * 4
+
+
 def test_a_number_between_two_tokens_draws_the_later_one() -> None:
     # 128 equally likely tokens in blocks of 64, with a block of impossible ones between them
     logit_BV = torch.cat([torch.zeros(64), torch.full((64,), -math.inf), torch.zeros(64)])[None]
     token_B, _ = invert_cdf(logit_BV.expand(3, -1).clone(), torch.tensor([0.5 - 2**-20, 0.5, 0.25]))
     assert token_B.tolist() == [63, 128, 32]
+
+
+def test_a_draw_in_the_third_block_by_hand() -> None:
+    # weights 1, 2 and 1 of tokens 5, 70 and 128, and 4 of token 130: the cumulative ones are 1/8, 3/8, 1/2, 1
+    logit_BV = torch.full((6, 133), -math.inf)
+    logit_BV[:, [5, 70, 128, 130]] = torch.tensor([1.0, 2.0, 1.0, 4.0]).log()
+    token_B, logprob_B = invert_cdf(logit_BV, torch.tensor([0.1, 0.13, 0.37, 0.38, 0.49, 0.51]))
+    assert token_B.tolist() == [5, 70, 70, 128, 128, 130]
+    expected = [math.log(p) for p in (1 / 8, 1 / 4, 1 / 4, 1 / 8, 1 / 8, 1 / 2)]
+    assert logprob_B.tolist() == pytest.approx(expected, abs=1e-6)
+
+
+def test_a_row_by_itself_draws_from_every_block() -> None:
+    token_B, logprob_B = invert_cdf(torch.zeros(1, 3 * sampling.BLOCK), torch.tensor([0.9]))
+    assert token_B.tolist() == [int(0.9 * 3 * sampling.BLOCK)]
+    assert logprob_B.tolist() == pytest.approx([-math.log(3 * sampling.BLOCK)], abs=1e-5)
+
+
+def test_rows_of_other_sizes_do_not_matter_to_a_row() -> None:
+    """Logits are taken relative to their own row's largest; beside another row's they would all be impossible."""
+    logit_BV = torch.tensor([[0.0, math.log(3)], [500.0, 500.0 + math.log(3)]])
+    for temperature in (1.0, 0.5):
+        law = settings_for(temperature=temperature)
+        token_B, logprob_B = choose(logit_BV.clone(), torch.tensor([0.05, 0.5]), law)
+        assert token_B.tolist() == [0, 1]
+        likelier = 3.0 ** (1 / temperature)
+        expected = [math.log(1 / (1 + likelier)), math.log(likelier / (1 + likelier))]
+        assert logprob_B.tolist() == pytest.approx(expected, abs=1e-4)
 
 
 @pytest.mark.parametrize("uniform", [SMALLEST, LARGEST])
@@ -111,6 +163,17 @@ def test_rounding_never_draws_an_impossible_token(uniform: float) -> None:
     logit_BV = torch.full((2000, 64 * 3), -math.inf)
     logit_BV[:, 64:128] = torch.randn(2000, 64, generator=torch.Generator().manual_seed(0))
     token_B, logprob_B = invert_cdf(logit_BV, torch.full((2000,), uniform))
+    assert token_B.min() >= 64
+    assert token_B.max() < 128
+    assert logprob_B.isfinite().all()
+
+
+def test_rounding_never_draws_an_impossible_token_behind_unlikely_ones() -> None:
+    # as above, where the block's weights add up to e^-0.05 and the likeliest token, of weight 1, is in the one before
+    logit_BV = torch.full((2000, 64 * 3), -math.inf)
+    logit_BV[:, 64:128] = torch.randn(2000, 64, generator=torch.Generator().manual_seed(1))
+    logit_BV[:, 17] = logit_BV.logsumexp(dim=1) + 0.05
+    token_B, logprob_B = invert_cdf(logit_BV, torch.full((2000,), LARGEST))
     assert token_B.min() >= 64
     assert token_B.max() < 128
     assert logprob_B.isfinite().all()
@@ -158,6 +221,27 @@ def test_top_p_keeps_the_smallest_set_that_reaches_p() -> None:
 
 def test_top_p_always_keeps_the_likeliest_token() -> None:
     assert law(torch.tensor([0.3, 0.7]).log(), top_p=0.01) == [0.0, 1.0]
+
+
+def test_the_likeliest_token_is_kept_even_where_fp32_rounds_top_p_to_0() -> None:
+    assert keep_top_p(torch.tensor([[0.0, 3.0, 1.0]]), 1e-60).tolist() == [[-math.inf, 3.0, -math.inf]]
+
+
+def test_top_p_that_is_reached_exactly_wants_no_further_token() -> None:
+    kept_BV = keep_top_p(torch.full((3, 4), 0.7), 0.5)  # each has 1/4, exactly
+    assert kept_BV.isfinite().sum(1).tolist() == [2, 2, 2]
+
+
+def test_fewer_tokens_than_rows_are_kept_too() -> None:
+    kept_BV = keep_top_k(torch.tensor([[0.5, -1.0, 2.0], [4.0, 3.0, 1.0]]), 2)
+    assert kept_BV.tolist() == [[0.5, -math.inf, 2.0], [4.0, 3.0, -math.inf]]
+
+
+def test_drawing_from_everything_makes_no_copy() -> None:
+    logit_BV = torch.tensor([[0.5, -1.0, 2.0]])
+    assert keep_top_k(logit_BV, 3) is logit_BV
+    choose(logit_BV, torch.tensor([0.5]), settings_for())
+    assert logit_BV.tolist() == [pytest.approx([math.exp(-1.5), math.exp(-3.0), 1.0], abs=1e-6)]
 
 
 def test_top_k_comes_before_top_p() -> None:

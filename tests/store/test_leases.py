@@ -15,10 +15,13 @@ from typing import TYPE_CHECKING
 
 import pytest
 import sqlalchemy as sa
+from sqlalchemy.dialects import postgresql
 
 from tastemaker.errors import StoreError
 from tastemaker.store import LabelService, Store
-from tastemaker.store.schema import answers
+from tastemaker.store.claiming import find_rater
+from tastemaker.store.desk import Desk
+from tastemaker.store.schema import answers, assignments
 from tastemaker.store.tasks import DemonstrationAnswer, Submission, Task, Turn
 
 if TYPE_CHECKING:
@@ -56,6 +59,12 @@ def test_items_come_in_order_and_never_twice(service: LabelService, make: Make) 
     assert service.claim("study", "ann") == []
     assert len(service.claim("study", "bob", limit=100)) == 5
     assert service.claim("study", "cat") == []
+
+
+def test_a_claim_of_many_takes_one_slot_of_an_item(two_slots: LabelService) -> None:
+    assert len(two_slots.claim("study", "ann", limit=5)) == 1
+    assert len(two_slots.claim("study", "bob", limit=5)) == 1
+    assert two_slots.claim("study", "cat", limit=5) == []
 
 
 def test_only_the_studys_group_may_work(service: LabelService, make: Make) -> None:
@@ -131,6 +140,23 @@ def test_a_lease_that_ended_unanswered_does_not_bar_its_rater(two_slots: LabelSe
     assert again.id != bob.id
 
 
+def test_anothers_answer_does_not_stand_for_ones_own(two_slots: LabelService, clock: Clock) -> None:
+    (ann,) = two_slots.claim("study", "ann")
+    clock.now += 31 * MINUTE
+    (bob,) = two_slots.claim("study", "bob")
+    two_slots.submit(bob.id, bob.token, write("his"))
+    (again,) = two_slots.claim("study", "ann")  # she has answered nothing
+    assert (bob.id, again.id != ann.id) == (ann.id, True)
+
+
+def test_ones_own_late_answer_bars_though_the_slot_is_anothers(two_slots: LabelService, clock: Clock) -> None:
+    (ann,) = two_slots.claim("study", "ann")
+    clock.now += 31 * MINUTE
+    two_slots.claim("study", "bob")
+    assert two_slots.submit(ann.id, ann.token, write("late")) == "extra"
+    assert two_slots.claim("study", "ann") == []  # and hers is the only answer that there is
+
+
 def test_a_late_answer_of_one_who_has_the_item_anew_is_extra(two_slots: LabelService, clock: Clock) -> None:
     (old,) = two_slots.claim("study", "ann")
     clock.now += 31 * MINUTE
@@ -163,6 +189,15 @@ def test_released_tasks_are_open_to_anyone_again(two_slots: LabelService) -> Non
     assert len(two_slots.claim("study", "cat")) == 1
 
 
+def test_nothing_of_its_lease_stays_with_a_released_slot(two_slots: LabelService, store: Store) -> None:
+    two_slots.claim("study", "ann")
+    two_slots.release("study", "ann")
+    with store.read() as connection:
+        columns = (assignments.c.state, assignments.c.rater_id, assignments.c.claim_token, assignments.c.leased_until)
+        rows = connection.execute(sa.select(*columns)).all()
+    assert [tuple(row) for row in rows] == [("open", None, None, None)] * 2
+
+
 def test_release_simulated_leaves_people_alone(service: LabelService, make: Make) -> None:
     service.add_rater("bot", group="bots", origin="simulated")
     make.raters(service, "ann")
@@ -183,6 +218,32 @@ def test_held_tasks_can_be_resumed(two_slots: LabelService) -> None:
     assert two_slots.held("study", "ann") == []
 
 
+def test_what_is_left_is_what_is_open_or_was_left_lying(
+    service: LabelService, make: Make, store: Store, clock: Clock
+) -> None:
+    for name, count in (("study", 5), ("other", 2)):
+        service.queue(make.study("demonstration", name=name), make.items(count, outputs=0))
+    make.raters(service, "ann", "bob", "cat")
+    desk = Desk(store, clock=clock)
+
+    def left() -> dict[str, int]:
+        return {study.name: study.left for study in desk.studies("bob")}
+
+    desk.next_task("cat", "study")
+    clock.now += 10 * MINUTE
+    desk.next_task("ann", "study")
+    (task,) = service.claim("study", "bob")
+    service.submit(task.id, task.token, write("his"))
+    clock.now += 20 * MINUTE  # to the very end of cat's lease, which counts as hers
+    assert left() == {"study": 2, "other": 2}
+    skipped = desk.next_task("bob", "study")
+    assert skipped is not None
+    assert question(skipped.task) == "Question key-3?"
+    desk.skip("bob", skipped.task.id)
+    clock.now += 1.0
+    assert left() == {"study": 2, "other": 2}  # key-4, and key-0 that was cat's
+
+
 def test_a_longer_lease_on_request(two_slots: LabelService, clock: Clock) -> None:
     two_slots.claim("study", "ann", lease=timedelta(days=2))
     clock.now += 47 * 60 * MINUTE
@@ -192,6 +253,7 @@ def test_a_longer_lease_on_request(two_slots: LabelService, clock: Clock) -> Non
 def test_tokens_are_checked(two_slots: LabelService) -> None:
     (ann,) = two_slots.claim("study", "ann")
     (bob,) = two_slots.claim("study", "bob")
+    assert [len(bytes.fromhex(task.token)) for task in (ann, bob)] == [16, 16]  # 128 bits are not guessed
     for task_id, token in ((ann.id, bob.token), (ann.id, ""), ("unknown", ann.token)):
         with pytest.raises(StoreError, match="never given out under this token"):
             two_slots.submit(task_id, token, write("mine"))
@@ -216,6 +278,17 @@ def test_turns_share_out_every_slot(service: LabelService, make: Make, overlap: 
     assert max(loads) - min(loads) <= overlap
 
 
+def test_turns_of_three_raters_by_hand(service: LabelService, make: Make) -> None:
+    """Slots 0 to 13, two an item; slot s is of turn s mod 3 up to slot 5, then of s + 1, from slot 12 of s + 2."""
+    service.queue(make.study("demonstration", overlap=2), make.items(7, outputs=0))
+    make.raters(service, "ann", "bob", "cat")
+    found = [
+        [question(task).removeprefix("Question key-") for task in service.claim("study", name, limit=99, turn=turn)]
+        for name, turn in zip(("ann", "bob", "cat"), (Turn(index=index, of=3) for index in range(3)), strict=True)
+    ]
+    assert found == [["0?", "1?", "4?", "5?", "6?"], ["0?", "2?", "3?", "4?"], ["1?", "2?", "3?", "5?", "6?"]]
+
+
 def test_turns_do_not_depend_on_who_comes_first(service: LabelService, make: Make) -> None:
     make.raters(service, "ann", "bob", "cat")
     seen = []
@@ -234,6 +307,22 @@ def test_turns_do_not_depend_on_who_comes_first(service: LabelService, make: Mak
 def test_turns_need_enough_raters(two_slots: LabelService) -> None:
     with pytest.raises(StoreError, match="wants 2 answers an item, from as many raters; turns of 1"):
         two_slots.claim("study", "ann", turn=Turn(index=0, of=1))
+
+
+def test_who_is_to_be_alone_is_locked_and_nobody_else(service: LabelService, make: Make, store: Store) -> None:
+    """As PostgreSQL is told it: against its like, not against new rows that name the rater. SQLite has one writer."""
+    make.raters(service, "ann")
+    asked: list[str] = []
+
+    def note(_connection: object, statement: sa.Executable, *_rest: object) -> None:
+        assert isinstance(statement, sa.ClauseElement)
+        asked.append(str(statement.compile(dialect=postgresql.dialect())))
+
+    with store.write() as connection:
+        sa.event.listen(connection, "before_execute", note)
+        people = [find_rater(connection, "ann"), find_rater(connection, "ann", alone=True)]
+    assert people[0] == people[1]
+    assert [statement.partition(" FOR ")[2] for statement in asked] == ["", "NO KEY UPDATE"]
 
 
 def test_many_hands_at_once(url: str, make: Make) -> None:

@@ -111,8 +111,8 @@ def choose(logit_BV: Tensor, uniform_B: Tensor, sampling: Sampling) -> tuple[Ten
     """The next token of each row and its fp32 log-probability. Overwrites `logit_BV` where it is fp32 already."""
     logit_BV = logit_BV.float()
     if sampling.greedy:
-        largest_B, token_B = logit_BV.max(dim=-1)
-        return token_B, largest_B - logit_BV.logsumexp(dim=-1)
+        largest_B, token_B = logit_BV.max(dim=1)
+        return token_B, largest_B - logit_BV.logsumexp(dim=1)
     if sampling.temperature != 1.0:
         logit_BV = logit_BV.div_(sampling.temperature)
     if sampling.top_k is not None:
@@ -130,19 +130,19 @@ def invert_cdf(logit_BV: Tensor, uniform_B: Tensor) -> tuple[Tensor, Tensor]:
     valid token.
     """
     rows, vocabulary = logit_BV.shape
-    weight_BV = logit_BV.sub_(logit_BV.amax(dim=-1, keepdim=True)).exp_()
+    weight_BV = logit_BV.sub_(logit_BV.amax(dim=1, keepdim=True)).exp_()
     if vocabulary % BLOCK:
         weight_BV = torch.nn.functional.pad(weight_BV, (0, -vocabulary % BLOCK))
     weight_BNC = weight_BV.view(rows, -1, BLOCK)
 
-    sum_BN = weight_BNC.sum(dim=-1).cumsum(dim=-1)
+    sum_BN = weight_BNC.sum(dim=2).cumsum(dim=1)
     total_B1 = sum_BN[:, -1:]
     target_B1 = uniform_B[:, None] * total_B1  # below the total even after rounding, as no number is above 1 - 2**-24
     block_B1 = torch.searchsorted(sum_BN, target_B1, right=True).clamp_(max=sum_BN.shape[1] - 1)
     before_B1 = sum_BN.gather(1, (block_B1 - 1).clamp_(min=0)).mul_(block_B1 > 0)
 
     weight_BC = weight_BNC[torch.arange(rows, device=logit_BV.device), block_B1[:, 0]]
-    inner_BC = weight_BC.cumsum(dim=-1)
+    inner_BC = weight_BC.cumsum(dim=1)
     end_B1 = inner_BC[:, -1:]  # rounding may put the target at or beyond it
     inner_target_B1 = torch.minimum(target_B1 - before_B1, torch.nextafter(end_B1, torch.zeros_like(end_B1)))
     inside_B1 = torch.searchsorted(inner_BC, inner_target_B1, right=True)
@@ -154,14 +154,14 @@ def keep_top_k(logit_BV: Tensor, k: int) -> Tensor:
     """Exclude all but the k likeliest tokens. Tokens tied with the k-th are kept."""
     if k >= logit_BV.shape[1]:
         return logit_BV
-    kth_B1 = logit_BV.topk(k, dim=-1).values[:, -1:]
+    kth_B1 = logit_BV.topk(k, dim=1).values[:, -1:]
     return logit_BV.masked_fill(logit_BV < kth_B1, float("-inf"))
 
 
 def keep_top_p(logit_BV: Tensor, p: float) -> Tensor:
     """Exclude all but the smallest set of likeliest tokens whose probabilities add up to at least p."""
-    sorted_BV, order_BV = logit_BV.softmax(dim=-1).sort(dim=-1, descending=True)
-    enough_BV = sorted_BV.cumsum(dim=-1) - sorted_BV >= p  # the tokens before this one already reach p
+    sorted_BV, order_BV = logit_BV.softmax(dim=1).sort(dim=1, descending=True)
+    enough_BV = sorted_BV.cumsum(dim=1) - sorted_BV >= p  # the tokens before this one already reach p
     enough_BV[:, 0] = False
     excluded_BV = torch.empty_like(enough_BV).scatter_(1, order_BV, enough_BV)
     return logit_BV.masked_fill(excluded_BV, float("-inf"))

@@ -48,7 +48,7 @@ def rater_in_group(connection: sa.Connection, name: str, study: Study) -> int:
 
 def check_assigned(connection: sa.Connection, name: str, rater_id: int, study: Study) -> None:
     """Refuse a rater whom a study that names its raters does not name."""
-    if connection.execute(sa.select(sa.literal(1)).where(is_assigned(rater_id, study.id))).one_or_none() is None:
+    if not connection.execute(sa.select(is_assigned(rater_id, study.id))).scalar_one():
         raise StoreError(f"Study {study.name!r} is for raters that a lead has named, and {name!r} is not one of them.")
 
 
