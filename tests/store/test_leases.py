@@ -316,7 +316,7 @@ def test_who_is_to_be_alone_is_locked_and_nobody_else(service: LabelService, mak
 
     def note(_connection: object, statement: sa.Executable, *_rest: object) -> None:
         assert isinstance(statement, sa.ClauseElement)
-        asked.append(str(statement.compile(dialect=postgresql.dialect())))
+        asked.append(str(statement.compile(dialect=postgresql.dialect())))  # type: ignore[no-untyped-call]
 
     with store.write() as connection:
         sa.event.listen(connection, "before_execute", note)
