@@ -79,7 +79,7 @@ def run_stage(
     except TastemakerError as error:
         if isinstance(error, TrainingError) or error.finding is not None:
             stopped = {"stopped": {"message": str(error), "finding": error.finding}}
-        if not stopped or _aside(folder).exists():
+        if error.finding is None or _aside(folder).exists():  # else the doctor is told, even of a first step
             _put_back(folder, keep)
         raise
     finally:

@@ -496,7 +496,8 @@ class PpoRun:
             raise TrainingError(
                 f"before the first step, policy and reference differ by {kl:.2e} nats a token, though they are "
                 f"the same model (allowed: {self._tolerance():.0e}). Dropout or a temperature may act on one only, or "
-                "the model computes differently each time; compare two forward passes of it on one sequence."
+                "the model computes differently each time; compare two forward passes of it on one sequence.",
+                finding="stopped",
             )
 
     def _check_ratio(self, report: StepReport, iteration: int) -> None:
