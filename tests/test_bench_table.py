@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 from benchmarks.bench import table
+from benchmarks.bench.__main__ import read_options
 from benchmarks.bench.cases import CASES, MODELS, ROWS, fill_of, spread_lengths
 from benchmarks.bench.measuring import Phases
 from benchmarks.bench.picture import folded
@@ -201,3 +202,10 @@ def test_a_method_is_timed_from_outside_unless_its_phase_is_none() -> None:
 
 def test_small_parts_of_a_bar_are_one() -> None:
     assert folded({"b": 30.0, "tiny": 0.5, "a": 69.0, "small": 0.5}) == [("a", 69.0), ("b", 30.0), ("rest", 1.0)]
+
+
+def test_what_needs_another_environment_is_measured_when_it_is_named() -> None:
+    assert read_options([]).cases == [name for name in CASES if name != "rollout-vllm"]
+    assert read_options(["--cases", "rollout-vllm,rollout"]).cases == ["rollout-vllm", "rollout"]
+    with pytest.raises(SystemExit):
+        read_options(["--cases", "cooking"])

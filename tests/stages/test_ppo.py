@@ -450,6 +450,12 @@ def test_files_of_a_run(base: str, tmp_path: Path, per_paper_batch: float) -> No
     assert {"score", "reward", "kl", "kl_coef", "entropy", "policy_loss", "value_loss", "ratio_max"} <= set(row)
 
 
+def test_held_out_text_is_measured_after_the_first_iteration_and_every_tenth_of_all(base: str) -> None:
+    run = PpoRun(config(iterations=20), base, None, count_of("w7"), PROMPTS, (), TEXTS[:2], CPU, 3)
+    measured = ["heldout_text_loss" in run.step(iteration) for iteration in range(5)]
+    assert measured == [True, True, False, True, False]
+
+
 def test_ppo_learns_to_say_a_word(base: str) -> None:
     """The reward counts a word that the policy says about once in a hundred tokens."""
     adam = {"learning_rate": 4e-3, "schedule": "constant"}

@@ -11,6 +11,7 @@ import pytest
 import torch
 from torch import nn
 
+from tastemaker import parallel
 from tastemaker.checkpoint import load_state
 from tastemaker.corpus import permutation
 from tastemaker.errors import TrainingError
@@ -112,6 +113,13 @@ def test_a_finished_run_keeps_no_checkpoint_of_its_end(tmp_path: Path) -> None:
     state = load_state(tmp_path / "checkpoint" / "state.pt")
     assert state is not None
     assert state["step"] == 3
+
+
+def test_memory_is_looked_at_after_every_step(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    run, looked = Run(tmp_path, checkpoint_every=2), list[int]()
+    monkeypatch.setattr(parallel.SteadyMemory, "after_step", lambda _: looked.append(len(run.stepped)))
+    run.go()
+    assert looked == [1, 2, 3, 4, 5, 6]
 
 
 def test_a_metric_without_a_meaning_is_refused(tmp_path: Path) -> None:

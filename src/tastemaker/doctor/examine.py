@@ -106,9 +106,10 @@ def read_stage(folder: Path) -> Measured | None:
         raise DataError("has a line without a step; it is not a stage's.", path=folder / METRICS_FILE)
     manifest, started = _read(folder / MANIFEST), _read(folder / STARTED)
     task = manifest or started
-    given, stopped = task.get("config"), started.get("stopped")
+    given, why = task.get("config"), started.get("stopped")
     config = given if isinstance(given, dict) else {}
-    if not rows and not stopped:
+    stopped = why if isinstance(why, dict) and "message" in why else None
+    if not rows and stopped is None:
         return None
     return Measured(
         folder=folder,
@@ -117,7 +118,7 @@ def read_stage(folder: Path) -> Measured | None:
         config=config,
         results=_read(folder / "results.json"),
         finished=bool(manifest) and not started,
-        stopped=stopped if isinstance(stopped, dict) and "message" in stopped else None,
+        stopped=stopped,
     )
 
 
