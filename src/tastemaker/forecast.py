@@ -276,9 +276,7 @@ def _pieces(text: Sequence[Text], reader: Reader, most: int) -> list[Item]:
 
 def _pairs(row: Ranking) -> list[list[str]]:
     """The texts of a ranking's untied pairs."""
-    ranks, texts = row.ranks, [response.text for response in row.responses]
-    places = range(len(ranks))
-    return [[texts[one], texts[two]] for one in places for two in places if ranks[one] < ranks[two]]
+    return [[row.responses[better].text, row.responses[worse].text] for better, worse in row.untied_pairs]
 
 
 Sampled = TypeVar("Sampled")

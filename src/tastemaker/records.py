@@ -124,6 +124,13 @@ class Ranking:
         rank_of = {index: rank for rank, group in enumerate(self.order) for index in group}
         return tuple(rank_of[index] for index in range(len(self.responses)))
 
+    @property
+    def untied_pairs(self) -> list[tuple[int, int]]:
+        """The pairs that say something: responses of different texts that are not tied, as places, better one first."""
+        ranks, texts = self.ranks, [response.text for response in self.responses]
+        places = range(len(ranks))
+        return [(one, two) for one in places for two in places if ranks[one] < ranks[two] and texts[one] != texts[two]]
+
     def to_json(self) -> dict[str, Any]:
         row: dict[str, Any] = {
             "prompt": [message.to_json() for message in self.prompt.messages],

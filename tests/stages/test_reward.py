@@ -173,6 +173,12 @@ def test_shuffled_pairs_are_every_untied_pair_alone(base: str) -> None:
     assert pairs != as_pairs(elements, seed=1)
 
 
+def test_shuffled_pairs_leave_out_pairs_of_one_text(base: str) -> None:
+    elements = as_elements([ranking("w3", ["w5", "w6", "w5"], ((0,), (1,), (2,)))], new_reward_model(base, seed=0))
+    once, twice = elements[0].sequences[:2]
+    assert sorted(pair.sequences for pair in as_pairs(elements, seed=0)) == [(once, twice), (twice, once)]
+
+
 def test_shuffled_pairs_take_as_many_steps_as_prompts(base: str, tmp_path: Path) -> None:
     train(tmp_path / "prompt", base, config())
     train(tmp_path / "pairs", base, config(grouping="pairs"))
@@ -340,7 +346,7 @@ ONE_TEXT = ranking("w3", ["w5", "w5"], ((0,), (1,)))
 def test_rankings_that_measure_nothing_are_refused_before_training(
     base: str, tmp_path: Path, kind: str, row: Ranking
 ) -> None:
-    with pytest.raises(DataError, match="the rankings to measure on have no untied pair of different responses"):
+    with pytest.raises(DataError, match="none of the 1 rankings to measure on has an untied pair"):
         train(tmp_path, base, config(), **{kind: [row]})
     assert list(tmp_path.iterdir()) == []
 

@@ -131,12 +131,10 @@ def as_pairs(
     for ranking in rankings:
         prompt_ids = tuple(tokenizer.prompt_ids(ranking.prompt.messages, limit=max_prompt_tokens))
         ids = [tuple(tokenizer.response_ids(r.text, finished=r.finished)) for r in ranking.responses]
-        ranks, texts = ranking.ranks, [response.text for response in ranking.responses]
         pairs += [
             Pair(ranking.prompt.messages, prompt_ids, ids[better], ids[worse])
-            for better in range(len(ids))
-            for worse in range(len(ids))
-            if ranks[better] < ranks[worse] and texts[better] != texts[worse] and ids[better] and ids[worse]
+            for better, worse in ranking.untied_pairs
+            if ids[better] and ids[worse]
         ]
     check_fits([pair.cost // 2 for pair in pairs], policy.context, what="pairs")
     return pairs

@@ -130,14 +130,14 @@ def grouped(rankings: Sequence[Ranking]) -> list[list[Ranking]]:
 
 
 def as_pairs(elements: Sequence[Element], *, seed: int) -> list[Element]:
-    """Every untied pair as an element of its own, shuffled: the wrong way, for comparison."""
+    """Every untied pair of different responses as an element of its own, shuffled: the wrong way, for comparison."""
     pairs = [
         Element((element.sequences[better], element.sequences[worse]), ((0, 1),))
         for element in elements
         for ranks in element.ranks
         for better in range(len(ranks))
         for worse in range(len(ranks))
-        if ranks[better] < ranks[worse]
+        if ranks[better] < ranks[worse] and element.sequences[better] != element.sequences[worse]
     ]
     random.Random(seed).shuffle(pairs)
     return pairs
@@ -261,17 +261,10 @@ def scored_pairs(scorer: ModelScorer, rankings: Sequence[Ranking]) -> list[Score
     pairs = []
     for ranking in rankings:
         score_of = [next(scores) for _ in ranking.responses]
-        for better, worse in untied_pairs(ranking):
+        for better, worse in ranking.untied_pairs:
             first, second, gap = ranking.responses[better], ranking.responses[worse], score_of[better] - score_of[worse]
             pairs.append(ScoredPair(ranking=ranking, better=first, worse=second, gap=gap))
     return pairs
-
-
-def untied_pairs(ranking: Ranking) -> list[tuple[int, int]]:
-    """The pairs of responses with different texts that the rater did not tie, as places: better, worse."""
-    ranks, texts = ranking.ranks, [response.text for response in ranking.responses]
-    places = range(len(ranks))
-    return [(one, two) for one in places for two in places if ranks[one] < ranks[two] and texts[one] != texts[two]]
 
 
 def check_measurable(rankings: Sequence[Ranking]) -> None:
@@ -280,8 +273,11 @@ def check_measurable(rankings: Sequence[Ranking]) -> None:
     Raises:
         DataError: they have no untied pair of different responses.
     """
-    if not any(untied_pairs(ranking) for ranking in rankings):
-        raise DataError("the rankings to measure on have no untied pair of different responses.")
+    if not any(ranking.untied_pairs for ranking in rankings):
+        raise DataError(
+            f"none of the {len(rankings)} rankings to measure on has an untied pair of different responses, so there "
+            "is no accuracy to tell; give rankings of which one at least prefers a response to another."
+        )
 
 
 def measure(pairs: Sequence[ScoredPair]) -> dict[str, Any]:
@@ -368,7 +364,7 @@ def rater_folds(rankings: Sequence[Ranking], count: int) -> list[Fold]:
             own=[ranking for ranking in inside if ranking.prompt.messages in aside],
             held_out=[ranking for ranking in outside if ranking.prompt.messages not in trained],
         )
-        if not all(any(map(untied_pairs, rows)) for rows in (fold.train, fold.own, fold.held_out)):
+        if not all(any(row.untied_pairs for row in rows) for rows in (fold.train, fold.own, fold.held_out)):
             raise DataError(
                 f"cross_validation_folds is {count}, but with a tenth of the prompts set aside fold {number + 1} has "
                 "no untied ranking left to train on, or to measure a group of raters on; give more rankings or fewer "
