@@ -10,6 +10,8 @@ import pytest
 import torch
 
 from tastemaker import artefacts, parallel
+from tastemaker.settings import OptimizerConfig
+from tastemaker.training.trainer import Trainer
 
 
 @pytest.fixture(autouse=True)
@@ -128,3 +130,28 @@ print(os.environ["ONEDNN_PRIMITIVE_CACHE_CAPACITY"])
 """
     told = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
     assert told.stdout.strip() == str(parallel.PRIMITIVES_KEPT)
+
+
+@pytest.fixture
+def asked_anew() -> Iterator[None]:
+    parallel.warn_of_slow_bf16.cache_clear()
+    yield
+    parallel.warn_of_slow_bf16.cache_clear()
+
+
+@pytest.mark.parametrize(("slowness", "warned"), [(3.7, True), (0.4, False)])
+def test_bf16_that_is_slower_than_fp32_is_said_once(
+    slowness: float, warned: bool, asked_anew: None, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr(parallel, "slowness_of_bf16", lambda: slowness)
+    for precision in ("float32", "bfloat16", "bfloat16"):
+        Trainer(torch.nn.Linear(2, 3), OptimizerConfig(learning_rate=1e-3, precision=precision), total_steps=1)
+        assert caplog.messages == [
+            "this processor has no units for bf16: products take it 3.7 times as long as in fp32, so training is "
+            'faster here with precision = "float32"'
+        ] * (warned and precision == "bfloat16")
+
+
+def test_how_slow_bf16_is_is_measured_in_a_moment() -> None:
+    assert 1e-2 < parallel.slowness_of_bf16() < 1e2

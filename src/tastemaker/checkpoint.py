@@ -213,14 +213,24 @@ def save_state(path: Path, state: Mapping[str, Any]) -> None:
 
 def load_state(path: Path) -> dict[str, Any] | None:
     """The state written last by `save_state`, by however many processes, or None if there is none."""
-    parts = _states_in_parts(path)
-    state = None
-    if path.exists():
-        state = torch.load(path, map_location="cpu", weights_only=True, mmap=processes.several())
-        assert isinstance(state, dict)
-    if parts and (state is None or state["step"] < _step_of(parts[-1])):
-        state = parallel.load_parts(parts[-1])
+    newest = parallel.from_first(_newest_state(path) if processes.is_first() else None)  # all go on from the same one
+    if newest is None:
+        return None
+    if newest != path:
+        return parallel.load_parts(newest)
+    state = torch.load(path, map_location="cpu", weights_only=True, mmap=processes.several())
+    assert isinstance(state, dict)
     return state
+
+
+def _newest_state(path: Path) -> Path | None:
+    """What was written last: `path`, or a folder beside it of several processes."""
+    parts = _states_in_parts(path)
+    if not parts:
+        return path if path.exists() else None
+    if path.exists() and _step_of(parts[-1]) <= torch.load(path, weights_only=True, mmap=True)["step"]:
+        return path
+    return parts[-1]
 
 
 def _states_in_parts(path: Path) -> list[Path]:

@@ -18,10 +18,12 @@ import logging
 import math
 import os
 import sys
+import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
+from functools import cache
 from pathlib import Path
 from typing import Any, Generic, TypeVar
 
@@ -35,9 +37,7 @@ log = logging.getLogger(__name__)
 
 Item = TypeVar("Item")
 
-PRIMITIVES_KEPT = (
-    64  # kernels that oneDNN keeps, each made for one shape: more than a micro-batch has, of its usual 1,024
-)
+PRIMITIVES_KEPT = 64  # of oneDNN's kernels, each made for one shape: more than a micro-batch needs. Usual are 1,024
 GROWTH = 1.25  # of a process from step to step, before what it has freed goes back to the system
 FP32_RELATIVE_ERROR = 2e-6  # what a true fp32 product keeps; bf16 rounding gives about 3e-3
 PATIENCE = timedelta(minutes=30)  # for the slowest of several processes, before the others take it to hang
@@ -153,6 +153,33 @@ def _product_error() -> float:
     left, right = (torch.randn(192, 256, generator=generator), torch.randn(256, 192, generator=generator))
     exact = left.double() @ right.double()
     return float(((left @ right).double() - exact).norm() / exact.norm())
+
+
+@cache
+def warn_of_slow_bf16() -> None:
+    """Say, once, if this processor only emulates bf16, so that training in it takes longer than in fp32, not less."""
+    if torch.cuda.is_available():
+        return
+    slower = slowness_of_bf16()
+    if slower > 1:
+        log.warning(
+            "this processor has no units for bf16: products take it %.1f times as long as in fp32, so training is "
+            'faster here with precision = "float32"',
+            slower,
+        )
+
+
+def slowness_of_bf16() -> float:
+    """How many times as long as in fp32 a matrix product takes in bf16, by the least of several times of each."""
+    matrices = [torch.ones(512, 512, dtype=dtype) for dtype in (torch.float32, torch.bfloat16)]
+    times = [list[float](), list[float]()]
+    for _ in range(11):
+        for matrix, seconds in zip(matrices, times, strict=True):
+            start = time.perf_counter()
+            _ = matrix @ matrix
+            seconds.append(time.perf_counter() - start)
+    in_fp32, in_bf16 = map(min, times)
+    return in_bf16 / in_fp32
 
 
 # --- several processes: meeting ---------------------------------------------------------------------------------------

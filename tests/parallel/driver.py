@@ -19,6 +19,7 @@ from tests.parallel import jobs
 from tastemaker import parallel, processes
 from tastemaker.checkpoint import load_policy
 from tastemaker.corpus import next_token_places
+from tastemaker.errors import TrainingError
 from tastemaker.files import write_json
 from tastemaker.losses import sft_loss
 from tastemaker.model import LanguageModel
@@ -84,6 +85,29 @@ def syncing(folder: Path, models: Path) -> None:
     write_json(folder / "found.json", found)
 
 
+def diverging(folder: Path, models: Path) -> None:
+    """The second process's own micro-batch, and no other, has a loss that is no number."""
+    policy = load_policy(str(models / "base"))
+    before = {name: parallel.whole(tensor).clone() for name, tensor in policy.library.state_dict().items()}
+    trainer = Trainer(policy, OptimizerConfig(learning_rate=1e-3), total_steps=1)
+
+    def loss_fn(place: int, num_tokens: float) -> Loss:
+        loss = lm_loss(policy, [], trainer, place, num_tokens)
+        return Loss(loss.value * torch.nan) if place == 1 else loss
+
+    said = ""
+    try:
+        trainer.step([0, 1, 2], loss_fn, 7.0)
+    except TrainingError as error:
+        said = f"{error.finding}: {error}"
+    after = policy.library.state_dict()
+    found = {
+        "said": parallel.in_shares(processes.count(), lambda _: [said]),
+        "unchanged": all(torch.equal(parallel.whole(after[name]), tensor) for name, tensor in before.items()),
+    }
+    write_json(folder / "found.json", found)
+
+
 def sampling(folder: Path, models: Path) -> None:
     """Rollouts of one iteration, and the first numbers of the noise in the first steps of fine-tuning."""
     run = PpoRun(
@@ -133,6 +157,7 @@ JOBS: Mapping[str, Callable[[Path, Path], None]] = {
     "half-ppo": jobs.half_of_ppo,
     "resumed-ppo": resumed_ppo,
     "gathering": gathering,
+    "diverging": diverging,
     "syncing": syncing,
     "sampling": sampling,
     "command": command,

@@ -35,7 +35,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
         train(place / "one" / name, place / "models")
     jobs.half_of_ppo(place / "one" / "half-ppo", place / "models")
     shutil.copytree(place / "one" / "half-ppo", place / "several" / "resumed-ppo")
-    drive(place, *jobs.TRAININGS, "half-ppo", "resumed-ppo", "gathering", "command")
+    drive(place, *jobs.TRAININGS, "half-ppo", "resumed-ppo", "gathering", "diverging", "command")
     return place
 
 
@@ -187,6 +187,14 @@ def test_a_state_in_parts_is_put_together(folder: Path, tmp_path: Path) -> None:
 
 
 # --- commands and errors --------------------------------------------------------------------------------------------
+
+
+def test_a_loss_that_is_no_number_in_one_process_stops_all(folder: Path) -> None:
+    """The first one too, which writes down why."""
+    found_ = found(folder, "diverging")
+    assert len(found_["said"]) == 2
+    assert all(said.startswith("not-finite: the loss is nan at optimizer step 0") for said in found_["said"])
+    assert found_["unchanged"]
 
 
 def test_a_command_is_done_once_by_both(folder: Path, tmp_path: Path) -> None:

@@ -57,6 +57,8 @@ class Trainer:
         self.module, self.config, self.total_steps = module, config, total_steps
         if config.compile and processes.several():
             raise ConfigError("compile is for one process; set it to false, or start one.")
+        if config.precision == "bfloat16":
+            parallel.warn_of_slow_bf16()
         parallel.shard(module, layers_in(module))
         self.parameters = [parameter for parameter in module.parameters() if parameter.requires_grad]
         self.optimizer = torch.optim.AdamW(
@@ -102,21 +104,21 @@ class Trainer:
                     loss = loss_fn(turn.item, denominator)
                 value = float(loss.value.detach())
                 if not processes.several():  # else all go on to the sum, so that all raise, the first one too
-                    self._check_finite(value)
+                    self._check_finite("the loss", value)
                 parallel.sync_gradients(self.module, last and turn.last)
                 (loss.value if turn.counts else 0 * loss.value).backward()  # type: ignore[no-untyped-call]
                 total += value if turn.counts else 0.0
                 for name, amount in loss.sums.items():
                     sums[name] = sums.get(name, 0.0) + (amount if turn.counts else 0.0)
         total, *amounts = parallel.summed_amounts([total, *sums.values()])
-        self._check_finite(total)
+        self._check_finite("the loss", total)
         return total, dict(zip(sums, amounts, strict=True))
 
-    def _check_finite(self, loss: float) -> None:
-        if not math.isfinite(loss):
+    def _check_finite(self, name: str, value: float) -> None:
+        if not math.isfinite(value):
             self.optimizer.zero_grad(set_to_none=True)
             raise TrainingError(
-                f"the loss is {loss} at optimizer step {self.steps_taken}; the weights were not changed. "
+                f"{name} is {value} at optimizer step {self.steps_taken}; the weights were not changed. "
                 "Usual causes: a learning rate that is too high, or data with extreme lengths or scores.",
                 finding="not-finite",
             )
@@ -125,13 +127,7 @@ class Trainer:
         """Clip the accumulated gradients, take the step, clear them."""
         gradients = [parameter.grad for parameter in self.parameters if parameter.grad is not None]
         norm = parallel.total_norm(gradients)
-        if not math.isfinite(norm):
-            self.optimizer.zero_grad(set_to_none=True)
-            raise TrainingError(
-                f"the gradient's norm is {norm} at optimizer step {self.steps_taken}; the weights were not changed. "
-                "Lower the learning rate, or look for extreme inputs.",
-                finding="not-finite",
-            )
+        self._check_finite("the gradient's norm", norm)
         if norm > self.config.max_grad_norm:  # otherwise every gradient would be multiplied by 1
             nn.utils.clip_grads_with_norm_(self.parameters, self.config.max_grad_norm, torch.tensor(norm))
         rate = self.config.learning_rate * learning_rate_factor(self.config, self.steps_taken, self.total_steps)
