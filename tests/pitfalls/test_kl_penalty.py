@@ -19,6 +19,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from tests.doctor.test_doctor_checks import STEPS, measured
 from tests.float64 import Floats, response_logprobs
 from tests.models import VOCABULARY
 from tests.pitfalls.bigrams import save_bigrams
@@ -29,6 +30,7 @@ from transformers import GenerationConfig
 
 from tastemaker.checkpoint import load_state, save_state
 from tastemaker.clipping import standard_error
+from tastemaker.doctor import diagnose
 from tastemaker.errors import ConfigError, TrainingError
 from tastemaker.generation import FinishReason, Rollout
 from tastemaker.losses import adaptive_kl_coef, gae, kl_estimate, policy_loss, shaped_rewards
@@ -193,7 +195,8 @@ def test_30_k3_has_the_wrong_sign() -> None:
     mean is another number, without a bound.
 
     Source: CarperAI/trlx (feeds its controller so); http://joschu.net/blog/kl-approx.html.
-    Here: `losses.kl_estimate` says what d is, and its mean over all tokens is the KL.
+    Here: the controller and the log are fed k1 (`PpoRun.observe`), whose mean is the KL. `losses.kl_estimate` says
+    what d is for who asks for k3, and its mean over all tokens is the KL too.
     """
     # The KL is 3/8 ln 4 = 0.519860; the wrong sign has the mean 2 + 1/4 + 1/32 + 1/8 - 1 - 0.519860 = 0.886390.
     estimate_1V = kl_estimate(
@@ -202,6 +205,15 @@ def test_30_k3_has_the_wrong_sign() -> None:
     assert float((POLICY * estimate_1V[0]).sum()) == pytest.approx(KL, abs=1e-12)
     by_hand = [1 / 4 - 1 + math.log(4), 0.0, 4 - 1 - math.log(4), 0.0, 0.0]
     assert estimate_1V[0].tolist() == pytest.approx(by_hand, abs=1e-12)
+
+
+def test_30_the_controller_is_fed_the_kl_itself(base: str) -> None:
+    run = away(run_of(base, truncated="score", decoding=LONG))
+    run.scorer = Given(SCORES)
+    chosen, rollouts = made_up(run)
+    _, metrics = run.observe(chosen, rollouts, 1)
+    exact = [float(log_ratios(run, rollout).sum()) for rollout in rollouts]
+    assert metrics["kl"] == pytest.approx(np.mean(exact), abs=EXACT)
 
 
 # --- 31: sums and means -----------------------------------------------------------------------------------------------
@@ -367,7 +379,8 @@ def test_34_the_kl_is_negative_and_nobody_asks_why(base: str, temperature: float
 
     Source: hiyouga/LlamaFactory#664; huggingface/trl#1005, huggingface/trl#204.
     Here: over all tokens, weighted by the policy's probability, what `PpoRun.observe` takes for the KL is the KL; and
-    `kl_error`, logged beside it, says how far chance can take the mean of those that were sampled.
+    `kl_error`, logged beside it, says how far chance can take the mean of those that were sampled. Beyond that
+    `tastemaker doctor` finds a `kl-negative` and names the causes.
     """
     law = {"max_new_tokens": 1, "temperature": temperature}
     settings: dict[str, Any] = {"kl_coef": 1.0, "gamma": 0.0, "truncated": "score", "decoding": law}
@@ -408,6 +421,13 @@ def test_34_what_was_not_sampled_from_the_policy_shows(base: str) -> None:
     assert of_stale["sampler_mismatch"] > 0.1
     assert of_stale["sampler_ratio"] > 1.1
     assert of_fresh["sampler_mismatch_max"] < 1e-4
+
+
+def test_34_the_doctor_says_why() -> None:
+    course: dict[str, Any] = {"kl": -0.02, "kl_coef": 0.0, "reward": [0.1 * step - 0.25 for step in range(STEPS)]}
+    (finding,) = diagnose(measured("ppo", course)).findings
+    assert finding.kind.name == "kl-negative"
+    assert "temperature" in " ".join(finding.kind.causes)
 
 
 def test_34_padding_is_not_in_the_mean(base: str) -> None:

@@ -26,7 +26,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Models, and what two processes have made of them."""
     place = tmp_path_factory.mktemp("ranks")
     jobs.make_models(place / "models")
-    drive(place, "syncing", "sampling", "lone", "ppo")
+    drive(place, "syncing", "sampling")
     return place
 
 
@@ -41,20 +41,23 @@ def run_of(models: Path, **changes: Any) -> PpoRun:
     return PpoRun(config, *names, jobs.scorer(models), jobs.PROMPTS, jobs.TEXTS, (), jobs.CPU, 3)
 
 
-def test_15_empty_answers_keep_their_place(folder: Path, tmp_path: Path) -> None:
+def test_15_empty_answers_keep_their_place(tmp_path: Path) -> None:
     """Each rank drops its empty answers, so ranks have batches of different sizes and wait for one another for ever.
 
     Source: DeepSpeed-Chat's `_generate_sequence` (microsoft/DeepSpeedExamples).
     Here: nothing is dropped; an answer that trains nothing keeps its place with a mask of False, and every process has
     as many turns at the micro-batches (`parallel.turns`). The result is that of one process.
     """
-    run = run_of(folder / "models")
+    models = tmp_path / "models"
+    jobs.make_models(models)
+    run = run_of(models)
     rollouts = run.roll_out(run.draw_prompt(0, 9), 0)
     lengths = [len(rollout.response_ids) for rollout in rollouts]
     assert lengths.count(1) >= 2, "answers of nothing but the end token"
     assert any(rollout.finish is FinishReason.LENGTH for rollout in rollouts), "answers that train nothing"
-    jobs.ppo(tmp_path, folder / "models")
-    one, several = (jobs.weights(place / "model") for place in (tmp_path, folder / "several" / "ppo"))
+    drive(tmp_path, "ppo")
+    jobs.ppo(tmp_path / "one", models)
+    one, several = (jobs.weights(tmp_path / place / "model") for place in ("one", "several/ppo"))
     assert jobs.largest_difference(one, several) < TOLERANCE
 
 
@@ -90,18 +93,22 @@ def test_42_every_process_holds_a_part_of_each_gradient(folder: Path) -> None:
     assert several["tied"] == [True, True]
 
 
-def test_48_an_uneven_last_batch_is_that_of_one_process(folder: Path, tmp_path: Path) -> None:
+def test_48_an_uneven_last_batch_is_that_of_one_process(tmp_path: Path) -> None:
     """A rank without data hangs the others, or a batch that does not come out even counts some of it twice.
 
-    Source: general (arXiv 2403.17031; padded data in samplers of several ranks).
+    Source: no one system is named; samplers of several ranks pad their data so.
     Here: 5 demonstrations in batches of 2; at the last one the second process has none, computes the first's again and
     multiplies its gradient by 0 (`parallel.turns`, `Trainer.accumulate`).
     """
-    jobs.lone(tmp_path, folder / "models")
-    one, several = (jobs.weights(place / "model") for place in (tmp_path, folder / "several" / "lone"))
+    models = tmp_path / "models"
+    jobs.make_models(models)
+    drive(tmp_path, "lone")
+    jobs.lone(tmp_path / "one", models)
+    places = [tmp_path / "one", tmp_path / "several" / "lone"]
+    one, several = (jobs.weights(place / "model") for place in places)
     assert jobs.largest_difference(one, several) < TOLERANCE
-    assert jobs.moved(one, jobs.weights(folder / "models" / "base")) > 100 * TOLERANCE
-    rows, others = (read_metrics(place / "metrics.jsonl") for place in (tmp_path, folder / "several" / "lone"))
+    assert jobs.moved(one, jobs.weights(models / "base")) > 100 * TOLERANCE
+    rows, others = (read_metrics(place / "metrics.jsonl") for place in places)
     assert len(rows) == len(others) == 6
     for row, other in zip(rows, others, strict=True):
         assert other["grad_norm"] == pytest.approx(row["grad_norm"], rel=1e-4)
@@ -129,7 +136,7 @@ def test_64_a_sample_depends_on_its_place_and_on_no_rank(folder: Path) -> None:
     drawn = [list(rollout.response_ids) for rollout in run.roll_out([0] * 9, 0)]
     several = found(folder, "sampling")["responses"]
     assert several == drawn
-    assert several[0::2] != several[1::2]
+    assert several[0:8:2] != several[1::2]
     assert len({tuple(ids) for ids in several}) > 4
     assert [list(rollout.response_ids) for rollout in run.roll_out([0] * 9, 1)] != drawn, "another iteration"
     run.seed = 4

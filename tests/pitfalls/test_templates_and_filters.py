@@ -6,6 +6,7 @@ speaks; the id of wN is N + 4.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,10 +16,11 @@ from tests.models import VOCABULARY, make_library, make_policy, save_model
 from tests.pitfalls.test_tokens_and_stopping import logprobs_by_hand, run_of
 from tests.stages.conftest import demonstration, prompt, ranking
 from tests.test_tokenizer import CHATML, train_bpe
+from transformers import AddedToken
 
 from tastemaker.checkpoint import load_policy, new_reward_model
 from tastemaker.errors import ModelError
-from tastemaker.generation import FinishReason, Rollout
+from tastemaker.generation import FinishReason, Generator, Rollout
 from tastemaker.packing import pack
 from tastemaker.records import Ranking, Response
 from tastemaker.responses import as_response, engine_for, fitting_prompts, sample_rollouts, sampling_for
@@ -60,7 +62,8 @@ def test_09_the_trainer_consumes_the_ids_that_were_sampled(bpe_base: str, monkey
     never chose.
 
     Source: huggingface/trl#5224, NovaSky-AI/SkyRL#123, THUDM/slime#117, PrimeIntellect-ai/prime-rl#1352.
-    Here: `PpoRun.observe` lays the prompt's ids and the `Rollout`'s end to end; text is for scorers alone.
+    Here: `PpoRun.observe` lays the prompt's ids and the `Rollout`'s end to end; text is for scorers alone. An episode
+    is one response, so no history of sampled ids grows: earlier turns of a conversation are text that was given.
     """
     prompts = [prompt(text) for text in ("the cat", "the dog ate", "où?")]
     run = run_of(bpe_base, prompts=prompts, decoding={"max_new_tokens": 11})
@@ -90,7 +93,9 @@ def test_09_the_trainer_consumes_the_ids_that_were_sampled(bpe_base: str, monkey
 
 
 @pytest.mark.parametrize(("in_template", "adds_bos"), [(True, False), (False, True), (True, True)])
-def test_10_every_sequence_begins_with_one_beginning_of_text(in_template: bool, adds_bos: bool, tmp_path: Path) -> None:
+def test_10_every_sequence_begins_with_one_beginning_of_text(
+    in_template: bool, adds_bos: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """The chat template writes the beginning-of-text token and the tokenizer adds another; or a long prompt loses it
     when it is cut on the left.
 
@@ -105,7 +110,14 @@ def test_10_every_sequence_begins_with_one_beginning_of_text(in_template: bool, 
     (example,) = encode_demonstrations([demonstration("the cat", "sat")], policy.tokenizer, context=128)
     read = encode_for_reward(judge, prompt("the cat"), Response(text="sat"))
     (pair,) = as_pairs([ranking("the cat", ["sat", "ate"], ((0,), (1,)))], policy)
-    ((behind_others,),) = sample_rollouts(
+    fed, generate = list[tuple[int, ...]](), Generator.generate
+
+    def spy(engine: Generator, prompts: Any, *more: Any, prefix: Sequence[int] = (), **options: Any) -> Any:
+        fed.append((*prefix, *prompts[0]))
+        return generate(engine, prompts, *more, prefix=prefix, **options)
+
+    monkeypatch.setattr(Generator, "generate", spy)
+    sample_rollouts(
         policy,
         [prompt("the cat")],
         n=1,
@@ -114,9 +126,11 @@ def test_10_every_sequence_begins_with_one_beginning_of_text(in_template: bool, 
         purpose="test",
         prefix="the dog ate. ",
     )
-    for ids in (example.ids, tuple(read), (*pair.prompt_ids, *pair.chosen_ids), behind_others.prompt_ids):
+    hostile = policy.tokenizer.prompt_ids(prompt(HOSTILE).messages)
+    for ids in (example.ids, tuple(read), (*pair.prompt_ids, *pair.chosen_ids), fed[0], tuple(hostile)):
         assert ids[0] == begin
         assert ids.count(begin) == 1
+    assert policy.tokenizer.text_ids("the cat").count(begin) == adds_bos, "a document is read as the tokenizer has it"
 
 
 def test_10_a_prompt_that_is_cut_keeps_its_end_behind_the_beginning_of_text(base: str) -> None:
@@ -186,6 +200,8 @@ def test_11_a_reply_merges_with_nothing_of_its_prompt(tmp_path: Path) -> None:
     assert tokenizer.decode(example.ids) == tokenizer.decode(whole) == "the dog<|im_end|>"
     (pair,) = as_pairs([ranking("th", ["e dog", "at"], ((0,), (1,)))], policy)
     assert (pair.prompt_ids, pair.chosen_ids) == (tuple(opening), example.ids[example.start :])
+    judge = new_reward_model(str(tmp_path), seed=5)
+    assert encode_for_reward(judge, prompt("th"), Response(text="e dog")) == list(example.ids)
 
 
 # --- 12: rows without a token ----------------------------------------------------------------------------------------
@@ -230,6 +246,8 @@ def test_13_control_tokens_in_a_users_text_stay_text(bpe_base: str) -> None:
 
     Source: huggingface/transformers#29279.
     Here: `Tokenizer.prompt_ids` encodes the template's own text and each message's apart, the latter as plain text.
+    Control tokens are those that the tokenizer marks as special. Others that were added to it, such as "<think>" of
+    reasoning models, are text that has a token to itself: they end no turn, and demonstrations hold them.
     """
     tokenizer = load_policy(bpe_base).tokenizer
     start, end = tokenizer.library.convert_tokens_to_ids(["<|im_start|>", "<|im_end|>"])
@@ -252,6 +270,17 @@ def test_13_control_tokens_in_responses_and_documents_stay_text(bpe_base: str) -
         assert tokenizer.decode(ids) == f"{HOSTILE}<|im_end|>"
     cut = encode_for_reward(judge, prompt("the cat"), Response(text=HOSTILE, finished=False))
     assert cut == read[:-1]
+
+
+def test_13_an_added_token_that_is_not_special_is_text(tmp_path: Path) -> None:
+    library = train_bpe()
+    library.add_tokens([AddedToken("<think>", special=False, normalized=False)])
+    tokenizer = wrap_tokenizer(library)
+    (thinks,) = library.convert_tokens_to_ids(["<think>"])
+    assert thinks not in tokenizer.control_ids
+    for text in ("a <think> b", "<think>"):
+        assert tokenizer.response_ids(text, finished=False).count(thinks) == 1
+        assert tokenizer.decode(tokenizer.response_ids(text, finished=False)) == text
 
 
 # --- 14: filters that look at one side -------------------------------------------------------------------------------

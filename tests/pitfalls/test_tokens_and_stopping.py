@@ -17,7 +17,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from tests.models import VOCABULARY, make_library, make_policy, random_sequences, save_model
-from tests.stages.conftest import demonstration, prompt
+from tests.stages.conftest import demonstration, prompt, ranking
 from transformers import AutoModelForSequenceClassification
 
 from tastemaker.checkpoint import load_policy, new_reward_model, save_reward_model
@@ -26,14 +26,16 @@ from tastemaker.generation import FinishReason, Generator, Rollout, Sampling
 from tastemaker.generation.decoding import Path as DecodingPath
 from tastemaker.model import RewardModel, Trunk
 from tastemaker.packing import Packed, pack, pad_rows
-from tastemaker.records import Message, Prompt, Ranking, Response
+from tastemaker.records import Message, Prompt, Ranking, Response, Text
 from tastemaker.responses import as_response, sample_responses
 from tastemaker.scoring import FunctionScorer, ModelScorer, encode_for_reward
-from tastemaker.settings import DecodingConfig, PpoConfig, SftConfig
+from tastemaker.settings import DecodingConfig, DpoConfig, PpoConfig, SftConfig
 from tastemaker.shapes import rankings_in
+from tastemaker.stages.dpo import as_pairs, pair_logprobs
 from tastemaker.stages.ppo import PpoRun
 from tastemaker.stages.reward import as_elements
 from tastemaker.stages.sft import demonstration_loss, encode_demonstrations, train_sft
+from tastemaker.training import Trainer
 
 CPU = torch.device("cpu")
 END = 2
@@ -48,7 +50,7 @@ def base(tmp_path_factory: pytest.TempPathFactory) -> str:
     return str(save_model(folder, pad_is_eos=True, max_position_embeddings=64))
 
 
-def run_of(base: str, *, prompts: Sequence[Prompt] = PROMPTS, **changes: Any) -> PpoRun:
+def run_of(base: str, *, prompts: Sequence[Prompt] = PROMPTS, texts: Sequence[Text] = (), **changes: Any) -> PpoRun:
     """A run in which every response scores 2 and the reward is the score: no KL, discount, lambda or whitening."""
     steady = {"learning_rate": 0.05, "schedule": "constant", "epsilon": 1.0}
     plain: dict[str, Any] = {
@@ -66,7 +68,8 @@ def run_of(base: str, *, prompts: Sequence[Prompt] = PROMPTS, **changes: Any) ->
         "whiten_advantages": False,
     }
     scorer = FunctionScorer(lambda prompts, responses, records: [2.0] * len(responses), name="two")
-    return PpoRun(from_mapping(PpoConfig, plain | changes, where="test"), base, None, scorer, prompts, (), (), CPU, 3)
+    config = from_mapping(PpoConfig, plain | changes, where="test")
+    return PpoRun(config, base, None, scorer, prompts, texts, (), CPU, 3)
 
 
 @torch.no_grad()
@@ -122,6 +125,23 @@ def test_01_ppo_trains_on_the_end_token_though_it_is_the_pad_token(base: str) ->
     ]
     experience, _ = run.observe([0, 0], rollouts, 1)
     assert experience.mask_BT.tolist() == [[True, True, False, False], [True] * 4]
+
+
+def test_01_dpo_reads_the_end_token_though_it_is_the_pad_token(base: str) -> None:
+    policy = load_policy(base)
+    pairs = as_pairs([ranking("w5 w6", ["w7 w8", "w9"], ((0,), (1,)))], policy)
+    adam = from_mapping(DpoConfig, {"init": ""}, where="test")
+    trainer = Trainer(policy, adam.optimizer, total_steps=1)
+    ends = ([11, 12, END], [13, END])
+    by_hand = [sum(logprobs_by_hand(policy.library, [1, 4, 9, 10, 5, *ids], start=5)) for ids in ends]
+    assert pair_logprobs(policy, pairs, adam, trainer)[0].tolist() == pytest.approx(by_hand, abs=1e-5)
+
+
+def test_01_the_mix_is_trained_on_the_end_of_a_document_though_it_is_the_pad_token(base: str) -> None:
+    run = run_of(base, texts=[Text(text="w3 w4 w5 " * 9)], ptx_coef=0.5)
+    by_hand = logprobs_by_hand(run.policy.library, [10, 11, END], start=1)
+    loss = run._ptx_loss(pack([[10, 11, END]]), 2.0).value.item()
+    assert loss == pytest.approx(-0.5 * sum(by_hand) / 2, abs=1e-5)
 
 
 # --- 2: where the score is read --------------------------------------------------------------------------------------
@@ -184,7 +204,7 @@ def test_03_a_reward_model_is_asked_as_it_was_trained(base: str, monkeypatch: py
     Source: OpenRLHF/OpenRLHF#300.
     Here: `scoring.encode_for_reward` makes the ids of both, from a response that carries whether it was finished.
     """
-    policy, judge, asked = load_policy(base), judge_from(base), list[tuple[int, ...]]()
+    run, judge, asked = run_of(base, prompts=[prompt("w5")]), judge_from(base), list[tuple[int, ...]]()
     scores = judge.scores
 
     def spy(packed: Packed) -> torch.Tensor:
@@ -194,12 +214,14 @@ def test_03_a_reward_model_is_asked_as_it_was_trained(base: str, monkeypatch: py
 
     monkeypatch.setattr(judge, "scores", spy)
     opening = (1, 4, 9, 5)
+    assert tuple(run.prompt_ids[0]) == opening
     stopped = Rollout(opening, [12, 13, 14, END], [-1.0] * 4, FinishReason.STOP, 0)
     cut = Rollout(opening, [15, 16], [-1.0] * 2, FinishReason.LENGTH, 0)
-    responses = tuple(as_response(policy, rollout) for rollout in (stopped, cut))
+    responses = tuple(as_response(run.policy, rollout) for rollout in (stopped, cut))
     ranking = Ranking(prompt=prompt("w5"), responses=responses, order=((1,), (0,)))
     (trained_on,) = as_elements(rankings_in(ranking.to_json()), judge)  # as raters' answers lie in a file
-    ModelScorer(judge, budget=1)([prompt("w5")] * 2, responses)  # as PPO asks
+    run.scorer = ModelScorer(judge, budget=1)
+    run.observe([0, 0], [stopped, cut], 1)
     assert list(trained_on.sequences) == asked == [(*opening, 12, 13, 14, END), (*opening, 15, 16)]
 
 
@@ -208,10 +230,12 @@ def test_03_a_reward_model_is_asked_as_it_was_trained(base: str, monkeypatch: py
 
 @pytest.mark.parametrize(("truncated", "lost"), [("penalty", 1.5), ("score", 0.0), ("mask", 0.0)])
 def test_04_only_a_response_that_was_cut_off_is_treated_as_one(base: str, truncated: str, lost: float) -> None:
-    """A response that ended with another stop token than the tokenizer's, or with it at the limit, counts as cut off.
+    """A response that was cut off is credited as though it were whole; or one that ended with another stop token than
+    the tokenizer's, or at the limit, counts as cut off.
 
     Source: arXiv 2403.17031, huggingface/trl#5338.
-    Here: the engine says why a response ended (`Rollout.finish`), and `PpoRun.observe` asks nothing else.
+    Here: `truncated` says what becomes of one: it loses `truncation_penalty` (the default), is scored as it is, or
+    trains nothing (`ppo.lay_out`). Why a response ended the engine says (`Rollout.finish`), and nothing else is asked.
     """
     run = run_of(base, batch_size=30, truncated=truncated, truncation_penalty=1.5)
     run.policy.tokenizer = replace(run.policy.tokenizer, stop_ids=(END, *OTHER_STOPS))
@@ -222,6 +246,8 @@ def test_04_only_a_response_that_was_cut_off_is_treated_as_one(base: str, trunca
     assert [rollout.finish is FinishReason.LENGTH for rollout in rollouts] == cut
     assert any(cut)
     assert any(token in OTHER_STOPS for token in last)
+    at_the_limit = [len(rollout.response_ids) == 5 for rollout in rollouts]
+    assert any(reached and not was_cut for reached, was_cut in zip(at_the_limit, cut, strict=True))
     experience, metrics = run.observe(chosen, rollouts, 0)
     expected = [2.0 - lost * was_cut for was_cut in cut]
     assert experience.return_BT[:, 0].tolist() == pytest.approx(expected, abs=1e-5)
