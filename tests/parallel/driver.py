@@ -17,7 +17,7 @@ import torch
 from tests.parallel import jobs
 
 from tastemaker import parallel, processes
-from tastemaker.checkpoint import load_policy
+from tastemaker.checkpoint import load_policy, save_policy
 from tastemaker.corpus import next_token_places
 from tastemaker.errors import TrainingError
 from tastemaker.files import write_json
@@ -83,6 +83,16 @@ def syncing(folder: Path, models: Path) -> None:
         "tied": [tied, still],
     }
     write_json(folder / "found.json", found)
+
+
+def clipping(folder: Path, models: Path) -> None:
+    """A step along a clipped gradient, to which Adam's is proportional where its epsilon is so large."""
+    policy = load_policy(str(models / "base"))
+    settings = OptimizerConfig(learning_rate=1e6, epsilon=1e6, schedule="constant", max_grad_norm=0.1)
+    trainer = Trainer(policy, settings, total_steps=1)
+    report = trainer.step([0, 1, 2], partial(lm_loss, policy, [], trainer), 7.0)
+    assert report.grad_norm > 1
+    save_policy(folder / "model", policy)
 
 
 def diverging(folder: Path, models: Path) -> None:
@@ -157,6 +167,7 @@ JOBS: Mapping[str, Callable[[Path, Path], None]] = {
     "half-ppo": jobs.half_of_ppo,
     "resumed-ppo": resumed_ppo,
     "gathering": gathering,
+    "clipping": clipping,
     "diverging": diverging,
     "syncing": syncing,
     "sampling": sampling,

@@ -201,7 +201,8 @@ def test_53_whitened_rewards_forget_what_is_good(base: str) -> None:
     the value function.
 
     Source: openai/lm-human-preferences whitens rewards with shift_mean=False.
-    Here: PPO leaves rewards as they are and whitens advantages alone; `losses.whiten(shift_mean=False)` keeps a mean.
+    Here: PPO leaves rewards as they are and whitens advantages alone. `losses.whiten(shift_mean=False)`, for who wants
+    whitened rewards, keeps the mean; no stage uses it.
     """
     # 1, -2 and 4 have mean 1 and population variance 6: 1 + (0, -3, 3) / sqrt(6)
     mask_BT = torch.tensor([[True, False, True, True, False]])
@@ -220,11 +221,14 @@ def test_53_whitened_rewards_forget_what_is_good(base: str) -> None:
 
 def test_54_a_batch_without_spread_is_divided_by_0(base: str) -> None:
     """One sample, or several of equal worth, are divided by their standard deviation of 0, and the loss is NaN or
-    arbitrary.
+    arbitrary; or a score of 0.0 is taken for a missing one; or samples are filtered by a reward that penalties and the
+    KL have already shaped.
 
-    Source: OpenRLHF/OpenRLHF#1250 (group baselines).
+    Source: OpenRLHF/OpenRLHF#1250 (group baselines), #1219 (`if score`); NVIDIA-NeMo/RL#2478 (shaped rewards).
     Here: nothing is divided by a group's spread; `losses.whiten` has an epsilon under the root, and
-    `clipping.explained_variance` and `clipping.correlation` are 0 where nothing varies.
+    `clipping.explained_variance` and `clipping.correlation` are 0 where nothing varies. No score is asked whether it is
+    true. PPO filters no response by what it is worth; where one of several is chosen (the best of n, an epoch), it is
+    by raw scores, and so is the metric `score`.
     """
     equal = whiten(t([[-2.5] * 7, [-2.5] * 7]), torch.ones(2, 7, dtype=torch.bool))
     assert equal.abs().max() == 0

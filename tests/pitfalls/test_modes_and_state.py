@@ -4,18 +4,21 @@ from __future__ import annotations
 
 import json
 import math
+import sys
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import pytest
 import torch
 from tests.float64 import response_logprobs
 from tests.models import save_model
+from tests.pitfalls.watching import values_of
 from tests.stages.conftest import demonstration, ranking
-from tests.stages.test_ppo import CPU, TEXTS, run_of
+from tests.stages.test_ppo import CPU, PROMPTS, TEXTS, config, count_of, run_of
 
 from tastemaker.artefacts import hash_path
 from tastemaker.checkpoint import load_policy, load_state, save_state
@@ -27,14 +30,14 @@ from tastemaker.losses import dpo_loss
 from tastemaker.metrics import MetricsWriter, read_metrics
 from tastemaker.recipe import Recipe
 from tastemaker.recompute import layers_recomputed
-from tastemaker.records import About, Message, Prompt
+from tastemaker.records import About, Message, Messages, Prompt
 from tastemaker.report.distance import distance
 from tastemaker.report.families import Inks
 from tastemaker.report.reading import read_run
 from tastemaker.responses import DecodingConfig, engine_for, sampling_for
 from tastemaker.round import Round
 from tastemaker.stages.dpo import DpoConfig, as_pairs, pair_logprobs, train_dpo
-from tastemaker.stages.ppo import PpoRun
+from tastemaker.stages.ppo import PpoRun, train_ppo
 from tastemaker.stages.prompts import PromptsConfig, overlap, take_in
 from tastemaker.stages.reward import RewardConfig, train_reward_model
 from tastemaker.stages.sft import SftConfig, select_epoch, train_sft
@@ -94,6 +97,10 @@ def test_65_a_resumed_run_samples_from_the_weights_it_began_with(base: str, tmp_
     assert [rollout.logprobs for rollout in now] != [rollout.logprobs for rollout in fresh]
     assert whole.step(1) == resumed.step(1)
     assert whole.kl_coef == resumed.kl_coef != 0.3
+    assert whole.average is not None
+    assert resumed.average is not None
+    for name, tensor in whole.average.weights.items():
+        assert torch.equal(tensor, resumed.average.weights[name]), name
     one, other = (flat(state_of(run)) for run in (whole, resumed))
     assert one.keys() == other.keys()
     for name, value in one.items():
@@ -279,6 +286,17 @@ def test_68_another_model_is_exported_than_was_chosen(tmp_path: Path) -> None:
     assert json.loads((tmp_path / "selected" / "choice.json").read_text())["chosen"] == "02"
 
 
+def test_68_the_exported_average_is_the_average(base: str, tmp_path: Path) -> None:
+    """With a decay of a half for each iteration, of which there is one."""
+    settings = config(iterations=1, ema_decay=0.5 ** (512 / 6))  # it is meant for 512 episodes; an iteration has 6
+    given: dict[str, Any] = {"scorer": count_of("w7"), "prompts": PROMPTS, "device": CPU, "seed": 3}
+    train_ppo(tmp_path, config=settings, init=base, reward=None, **given)
+    folders = (base, tmp_path / "model", tmp_path / "model-ema")
+    start, end, average = (values_of(load_policy(str(folder)).parameters()) for folder in folders)
+    assert (end - start).abs().max() > 1e-4
+    torch.testing.assert_close(average, 0.5 * start + 0.5 * end, rtol=0, atol=1e-6)
+
+
 def test_68_an_evaluation_remembers_the_weights_that_it_judged(tmp_path: Path) -> None:
     recipe = load_recipe(SMOKE, Recipe)
     places = {
@@ -314,8 +332,9 @@ def test_69_test_prompts_were_trained_on() -> None:
 
     Source: allenai/open-instruct (decontamination scripts).
     Here: the intake keeps one of several equal prompts, a test prompt before others, and splits users and not prompts
-    (`stages.prompts.take_in`); ready demonstrations of test prompts are refused, ready rankings of them only measure;
-    conversations that begin with one count as it.
+    (`stages.prompts.take_in`); PPO is given training prompts alone; ready demonstrations of test prompts are refused,
+    ready rankings of them only measure; conversations that begin with one count as it. The examples of a few-shot
+    contestant's own file (`FewShot.source`) are not checked.
     """
     text = "Name seven green things, and say where each of them grows."
     rows = [by("ann", text.upper(), "train"), by("bob", text, "test"), by("cem", f"  {text}\n ", "validation")]
@@ -374,11 +393,31 @@ def test_69_rankings_of_test_prompts_train_nothing(base: str, tmp_path: Path) ->
     assert [len(row.prompt.messages) for row in test_rows] == [1, 3]
 
 
+def test_69_ppo_trains_on_no_test_prompt(base: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """By the prompts whose responses it asks a score for."""
+    asked, module = list[str](), ModuleType("asked_of_reward")
+
+    def score(prompts: Sequence[Messages], responses: Sequence[str], records: Any) -> list[float]:
+        asked.extend(messages[-1].content for messages in prompts)
+        return [float(len(response)) for response in responses]
+
+    monkeypatch.setattr(module, "score", score, raising=False)
+    monkeypatch.setitem(sys.modules, module.__name__, module)
+    small = {"iterations": 1, "batch_size": 4, "minibatches": 1, "decoding": {"max_new_tokens": 3}}
+    policy = {"p": {"kind": "ppo", "init": "base", "reward": "asked_of_reward:score", "ptx_coef": 0.0, **small}}
+    with a_round(tmp_path, base, {"policy": policy}) as round_:
+        round_.prompts()
+        round_.policy("p")
+    assert sorted(asked) == ["w20 w3", "w20 w3", "w21 w3", "w21 w3"]
+
+
 # --- over-optimisation ----------------------------------------------------------------------------------------------
 
 
-def course(folder: Path, golds: Sequence[float], *, proxies: Sequence[float] = (0.2, 0.7, 1.1, 1.3)) -> str:
-    """What the report finds in the course of a policy whose checkpoints have these gold and proxy scores."""
+def finding(
+    folder: Path, golds: Sequence[float], *, proxies: Sequence[float] = (0.2, 0.7, 1.1, 1.3), sweep: bool = False
+) -> str:
+    """What the report finds in a policy's checkpoints, or a `sweep` of finished policies, of these scores."""
 
     def measured(value: float) -> dict[str, Any]:
         return {"value": value, "ci95": [value - 0.1, value + 0.1], "n": 300}
@@ -387,10 +426,10 @@ def course(folder: Path, golds: Sequence[float], *, proxies: Sequence[float] = (
         {
             "policy": f"ppo-{place}",
             "variant": "ppo",
-            "state": "finished" if place == 3 else "checkpoint",
+            "state": "finished" if sweep or place == 3 else "checkpoint",
             "iteration": 30 * (place + 1),
             "start": None,
-            "beta": 0.02,
+            "beta": (0.2, 0.1, 0.05, 0.02)[place] if sweep else 0.02,
             "kl": (1.0, 4.0, 9.0, 16.0)[place],
             "proxy": measured(proxy),
             "gold": measured(gold),
@@ -415,13 +454,22 @@ def test_70_the_reward_rises_while_the_work_gets_worse(tmp_path: Path) -> None:
     against their KL, and `report.distance` says in words where it was highest and whether the rest was over-optimised;
     `adaptive_kl` holds the KL to a budget.
     """
-    assert course(tmp_path, [0.5, 1.5, 1.2, 0.4]) == (
+    assert finding(tmp_path, [0.5, 1.5, 1.2, 0.4]) == (
         "Gold is highest (1.50) after 60 iterations, at 4 nats; at the end, 16 nats, it is 0.40: it has over-optimised."
     )
-    assert course(tmp_path, [0.5, 0.8, 1.2, 1.5]) == "ppo is at its best by the gold score at the end."
-    assert "may be chance" in course(tmp_path, [0.5, 1.5, 1.2, 1.4])
-    falling = course(tmp_path, [0.5, 1.5, 1.2, 0.4], proxies=(0.9, 0.7, 0.5, 0.1))
+    assert finding(tmp_path, [0.5, 0.8, 1.2, 1.5]) == "ppo is at its best by the gold score at the end."
+    assert "may be chance" in finding(tmp_path, [0.5, 1.5, 1.2, 1.4])
+    falling = finding(tmp_path, [0.5, 1.5, 1.2, 0.4], proxies=(0.9, 0.7, 0.5, 0.1))
     assert "over-optimised" not in falling
+
+
+def test_70_nor_among_policies_of_several_coefficients(tmp_path: Path) -> None:
+    assert finding(tmp_path, [0.5, 1.5, 1.2, 0.4], sweep=True) == (
+        "In this run gold is highest (1.50) at 4 nats; the policy that went furthest, 16 nats, is at 0.40: "
+        "it has over-optimised."
+    )
+    assert "the best by the gold score" in finding(tmp_path, [0.5, 0.8, 1.2, 1.5], sweep=True)
+    assert "may be chance" in finding(tmp_path, [0.5, 1.5, 1.2, 1.4], sweep=True)
 
 
 def test_70_a_policy_beyond_its_budget_of_kl_is_pulled_back(base: str) -> None:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -252,6 +253,28 @@ def test_37_micro_batches_change_no_metric_of_ppo(
     assert rows[2]["approx_kl"] > 1e-6
     for row in rows[:2]:
         assert row == pytest.approx(rows[2], rel=1e-4, abs=1e-6)
+
+
+def test_37_shares_and_norms_are_not_diluted(base: str, reward_model: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As though every log-prob had risen by .01 since the rollout, and every value by .5: in six steps that move no
+    weight, shares are those of the whole rollout and norms the mean of the six."""
+    monkeypatch.setattr(PpoRun, "_check_ratio", lambda self, report, iteration: None)
+    run, given = ppo_run(base, reward_model, 40, minibatches=3, inner_epochs=2, clip=0.005)
+    moved = replace(given, old_logprob_BT=given.old_logprob_BT - 0.01, value_BT=given.value_BT - 0.5)
+    steps, metrics = update(run, moved, monkeypatch)
+    # The clip takes hold where a good token has become likelier, and where the return lies above the middle of the
+    # value now and the one .3 below it, to which the clip of .2 keeps it.
+    shares = {"clip_fraction": given.advantage_BT > 0, "value_clip_fraction": given.return_BT > given.value_BT - 0.15}
+    for name, stopped_BT in shares.items():
+        share = float(stopped_BT[given.mask_BT].float().mean())
+        assert 0 < share < 1
+        assert metrics[name] == pytest.approx(share, abs=1e-6)
+    assert metrics["approx_kl"] == pytest.approx(0.5 * 0.01**2, rel=1e-2)
+    assert metrics["ratio_mean"] == pytest.approx(math.exp(0.01), abs=1e-5)
+    for name, trainer in (("grad_norm", run.policy_trainer), ("value_grad_norm", run.value_trainer)):
+        norms = [float(step.gradient.norm()) for step in steps if step.trainer is trainer]
+        assert len(norms) == 6
+        assert metrics[name] == pytest.approx(sum(norms) / 6, rel=1e-5)
 
 
 @pytest.mark.parametrize("stage", ["sft", "reward", "dpo"])

@@ -11,6 +11,9 @@ import numpy as np
 import pytest
 import torch
 from tests.models import make_library, make_policy, make_tokenizer, random_sequences, save_model
+from tests.parallel import jobs
+from tests.parallel.driver import clipping
+from tests.parallel.launching import drive
 from tests.pitfalls.watching import Step, apart, values_of, watch
 from tests.stages import test_dpo, test_reward, test_sft
 from tests.stages.test_ppo import TEXTS, run_of
@@ -187,12 +190,12 @@ PROPORTIONAL = {"learning_rate": 1e8, "epsilon": 1e6, "schedule": "constant"}
 def test_41_gradients_are_not_clipped(
     base: str, reward_model: str, monkeypatch: pytest.MonkeyPatch, largest: float, clipped: bool
 ) -> None:
-    """The setting is read and nothing is clipped; or every tensor is, by its own norm, which turns the step; or the
-    norm is logged after clipping, so that it never shows what is wrong.
+    """The setting is read and nothing is clipped; or every tensor is, or every process's part, by its own norm, which
+    turns the step; or the norm is logged after clipping, so that it never shows what is wrong.
 
     Source: huggingface/trl (PPO never clipped); NVIDIA-NeMo/RL#1158, #1693.
-    Here: `Trainer.apply` takes the norm over all parameters, once everything is accumulated (pretraining text
-    too), scales what is above it, and reports the norm as it was.
+    Here: `Trainer.apply` takes the norm over all parameters, of all processes' parts (`parallel.total_norm`), once
+    everything is accumulated (pretraining text too), scales what is above it, and reports the norm as it was.
     """
     optimizer = PROPORTIONAL | {"max_grad_norm": largest}
     steps = watch(monkeypatch)
@@ -209,6 +212,17 @@ def test_41_gradients_are_not_clipped(
         scale = min(1.0, largest / norm)
         assert (scale < 1) is clipped
         assert apart((was.double() - now.double()) / 100, scale * step.gradient) < 1e-5
+
+
+def test_41_processes_clip_by_the_norm_of_all_parts(tmp_path: Path) -> None:
+    """Two processes and one take the same step along a clipped gradient."""
+    models = tmp_path / "models"
+    save_model(models / "base", max_position_embeddings=64)
+    drive(tmp_path, "clipping")
+    clipping(tmp_path / "one", models)
+    one, several = (jobs.weights(tmp_path / place / "model") for place in ("one", "several/clipping"))
+    assert jobs.largest_difference(one, several) < 1e-6
+    assert jobs.moved(one, jobs.weights(models / "base")) > 1e-3
 
 
 # --- 43: what is trained ----------------------------------------------------------------------------------------------

@@ -94,7 +94,8 @@ def test_42_every_process_holds_a_part_of_each_gradient(folder: Path) -> None:
 
 
 def test_48_an_uneven_last_batch_is_that_of_one_process(tmp_path: Path) -> None:
-    """A rank without data hangs the others, or a batch that does not come out even counts some of it twice.
+    """A rank without data hangs the others; or a batch that does not come out even counts some of it twice; or
+    gradients are averaged over ranks, though losses were divided by the whole batch's count already.
 
     Source: no one system is named; samplers of several ranks pad their data so.
     Here: 5 demonstrations in batches of 2; at the last one the second process has none, computes the first's again and
