@@ -97,6 +97,26 @@ def test_more_than_two_gigabytes_are_kept_too() -> None:
     assert int(done.stdout) < 2 * 16_384
 
 
+TIGHT = """
+import sys, torch
+from tastemaker import parallel
+from tastemaker.artefacts import resident_memory
+parallel.prepare(1, tight=sys.argv[1] == "tight")
+blocks = [torch.ones(2**22) for _ in range(30)]
+held = resident_memory()
+del blocks[::2]
+print((held - resident_memory()) >> 20)
+"""
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="only glibc is told what to do with freed memory")
+@pytest.mark.parametrize(("memory", "least", "most"), [("tight", 200, 260), ("plenty", -20, 20)])
+def test_large_blocks_go_back_at_once_where_memory_is_tight(memory: str, least: int, most: int) -> None:
+    """Of thirty blocks of 16 MiB every second one is freed: 240 MiB."""
+    done = subprocess.run([sys.executable, "-c", TIGHT, memory], capture_output=True, text=True, check=True)
+    assert least < int(done.stdout) < most
+
+
 def test_what_is_freed_goes_back_when_a_process_has_grown_by_a_quarter(monkeypatch: pytest.MonkeyPatch) -> None:
     returned = 0
 

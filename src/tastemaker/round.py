@@ -55,7 +55,7 @@ class Round:
         self.recipe, self.out, self.max_memory = recipe, out, max_memory
         self.folder = out / f"round-{number}"
         self.number = number
-        self.device = parallel.prepare(recipe.threads)
+        self.device = parallel.prepare(recipe.threads, tight=max_memory is not None)
         self.outcomes: dict[str, StageOutcome] = {}
 
     def __enter__(self) -> Self:

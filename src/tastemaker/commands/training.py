@@ -96,7 +96,7 @@ def sft(arguments: Sequence[str]) -> None:
             demonstrations=rows,
             validation=held_out,
             pretraining=text,
-            device=parallel.prepare(options.threads),
+            device=parallel.prepare(options.threads, tight=options.max_memory is not None),
             seed=options.seed,
         )
 
@@ -181,7 +181,7 @@ def reward(arguments: Sequence[str]) -> None:
             validation=measured[0],
             held_out_raters=measured[1],
             demonstrations=centred,
-            device=parallel.prepare(options.threads),
+            device=parallel.prepare(options.threads, tight=options.max_memory is not None),
             seed=options.seed,
         )
 
@@ -238,7 +238,7 @@ def ppo(arguments: Sequence[str]) -> None:
         from tastemaker.stages.ppo import train_ppo
 
         warn_of_unknown_tokens(init, _named(options, data=rows, text=text, heldout_text=held_out))
-        device = parallel.prepare(options.threads)
+        device = parallel.prepare(options.threads, tight=options.max_memory is not None)
         train_ppo(
             folder,
             config=config,
@@ -318,7 +318,7 @@ def dpo(arguments: Sequence[str]) -> None:
             init=init,
             rankings=rows,
             validation=held_out,
-            device=parallel.prepare(options.threads),
+            device=parallel.prepare(options.threads, tight=options.max_memory is not None),
             seed=options.seed,
         )
 
