@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -72,3 +74,18 @@ def test_what_several_processes_cannot_train_is_refused() -> None:
         check_for_several(from_mapping(PpoConfig, given | {"lora": {}}, where="test"))
     with pytest.raises(ConfigError, match=r"value_function is 'shared', .* or set it to 'separate'"):
         check_for_several(from_mapping(PpoConfig, given | {"value_function": "shared"}, where="test"))
+
+
+ENDING = """
+import atexit, threading, time
+from tastemaker import processes
+atexit.register(print, "the interpreter is taken down")
+threading.Thread(target=time.sleep, args=[600]).start()
+print("all is done", end="")
+processes.end(3)
+"""
+
+
+def test_a_process_ends_though_its_threads_live_on() -> None:
+    ended = subprocess.run([sys.executable, "-c", ENDING], capture_output=True, text=True, check=False, timeout=60)
+    assert (ended.returncode, ended.stdout, ended.stderr) == (3, "all is done", "")

@@ -10,6 +10,7 @@ import os
 import sys
 import traceback
 from collections.abc import Sequence
+from typing import NoReturn
 
 from tastemaker import __version__, processes
 from tastemaker.config import nearest
@@ -63,21 +64,18 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return _one_of_several(arguments) if processes.several() else _run(arguments)
 
 
-def _one_of_several(arguments: Sequence[str] | None) -> int:
-    """The same; after an error this process ends at once, and does not wait for others, which `torchrun` ends then."""
+def _one_of_several(arguments: Sequence[str] | None) -> NoReturn:
+    """The same, and this process ends; after an error it does not wait for others, which `torchrun` ends then."""
     try:
         code = _run(arguments)
     except Exception:
         traceback.print_exc()
         code = 1
-    if code:
-        sys.stdout.flush()
-        sys.stderr.flush()
-        os._exit(code)
-    from tastemaker import parallel
+    if code == 0:
+        from tastemaker import parallel
 
-    parallel.leave()
-    return code
+        parallel.leave()
+    processes.end(code)
 
 
 def _run(arguments: Sequence[str] | None) -> int:

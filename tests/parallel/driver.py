@@ -181,6 +181,7 @@ def main() -> None:
     for name in sys.argv[2:]:
         JOBS[name](folder / "several" / name, folder / "models")
     parallel.leave()
+    processes.end(0)
 
 
 if __name__ == "__main__":
