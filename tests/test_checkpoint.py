@@ -15,6 +15,7 @@ from tests.test_tokenizer import train_bpe
 from torch import Tensor
 from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer
 
+from tastemaker import parallel
 from tastemaker.checkpoint import (
     has_residual_dropout,
     load_policy,
@@ -325,6 +326,21 @@ def test_a_state_is_the_old_or_the_new_one(tmp_path: Path, monkeypatch: pytest.M
     save_state(path, {"step": 4})
     assert load_state(path) == {"step": 4}
     assert [entry.name for entry in path.parent.iterdir()] == ["state.pt"]
+
+
+def test_every_process_goes_on_from_the_state_that_the_first_has_found(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The second of two, which still sees a file where the first saw none; or sees none where the first saw one."""
+    path = tmp_path / "state.pt"
+    monkeypatch.setenv("RANK", "1")
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    monkeypatch.setattr(parallel, "from_first", lambda _: None)
+    torch.save({"step": 3}, path)
+    assert load_state(path) is None
+    monkeypatch.setattr(parallel, "from_first", lambda _: tmp_path / "state-00000004")
+    monkeypatch.setattr(parallel, "load_parts", lambda folder: {"folder": folder.name})
+    assert load_state(path) == {"folder": "state-00000004"}
 
 
 def test_a_folder_takes_its_name_when_it_is_whole(tmp_path: Path) -> None:

@@ -226,11 +226,10 @@ def load_state(path: Path) -> dict[str, Any] | None:
 def _newest_state(path: Path) -> Path | None:
     """What was written last: `path`, or a folder beside it of several processes."""
     parts = _states_in_parts(path)
-    if not parts:
-        return path if path.exists() else None
-    if path.exists() and _step_of(parts[-1]) <= torch.load(path, weights_only=True, mmap=True)["step"]:
-        return path
-    return parts[-1]
+    if not parts or not path.exists():
+        return parts[-1] if parts else path if path.exists() else None
+    step = torch.load(path, map_location="cpu", weights_only=True, mmap=True)["step"]
+    return parts[-1] if step < _step_of(parts[-1]) else path
 
 
 def _states_in_parts(path: Path) -> list[Path]:
