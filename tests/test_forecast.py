@@ -8,14 +8,20 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from tests.models import save_model
+from tests.runs import SMOKE
 
+from tastemaker import parallel
 from tastemaker.checkpoint import load_shape, new_reward_model, save_reward_model
 from tastemaker.cli import main
+from tastemaker.config import load_recipe
 from tastemaker.errors import ConfigError
 from tastemaker.forecast import Place, dpo_forecast, fitted, ppo_forecast, reward_forecast, sft_forecast
 from tastemaker.memory import Estimate
+from tastemaker.recipe import Recipe
 from tastemaker.records import Demonstration, Message, Prompt, Ranking, Response, Text
+from tastemaker.round import Round
 from tastemaker.settings import (
     DecodingConfig,
     DpoConfig,
@@ -178,6 +184,23 @@ def test_a_command_says_what_it_expects_and_what_it_took(
     assert "memory" not in json.dumps([manifest["config"], manifest["inputs"], manifest["outputs"]])
     assert main([*command, "--max-memory", "3GB", "--microbatch-tokens", "300"]) == 0
     assert "is up to date" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("limit", [None, "2GB"])
+def test_memory_is_tight_where_there_is_a_limit(
+    limit: str | None, data: Path, model: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked, prepare = list[bool](), parallel.prepare
+
+    def spy(threads: int | None = None, *, tight: bool = False) -> torch.device:
+        asked.append(tight)
+        return prepare(threads, tight=tight)
+
+    monkeypatch.setattr(parallel, "prepare", spy)
+    command = ["sft", "--model", model, "--data", str(data / "data.jsonl"), "--out", str(data / "out"), "--epochs", "1"]
+    assert main([*command, *(["--max-memory", limit] if limit else [])]) == 0
+    Round(load_recipe(SMOKE, Recipe), data / "run", max_memory=None if limit is None else 2 * 10**9)
+    assert asked == [limit is not None] * 2
 
 
 def test_a_limit_that_nothing_keeps_is_refused(data: Path, model: str, capsys: pytest.CaptureFixture[str]) -> None:

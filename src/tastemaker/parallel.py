@@ -166,7 +166,7 @@ def _product_error() -> float:
 @cache
 def warn_of_slow_bf16() -> None:
     """Say, once, if this processor only emulates bf16, so that training in it takes longer than in fp32, not less."""
-    if torch.cuda.is_available():
+    if torch.cuda.is_available() or not processes.is_first():
         return
     slower = slowness_of_bf16()
     if slower > 1:

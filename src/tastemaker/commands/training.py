@@ -68,7 +68,8 @@ class _SftOptions:
     threads: int | None = None
     """Processor threads (none: all)."""
     max_memory: str | None = None
-    """Take the largest micro-batches, up to those set, that are expected to keep within it, such as 6GB."""
+    """Take the largest micro-batches, up to those set, that are expected to keep within it, such as 6GB. Slower:
+    what is freed goes back to the system at once."""
     config: Annotated[SftConfig, Here] = SftConfig(keep_epochs="last")
 
     def __post_init__(self) -> None:
@@ -84,7 +85,6 @@ def sft(arguments: Sequence[str]) -> None:
     text = read_given(options.text, read_texts, Text)
 
     def work(folder: Path, config: SftConfig) -> None:
-        from tastemaker import parallel
         from tastemaker.stages.sft import train_sft
 
         warn_of_unknown_tokens(options.model, _named(options, data=rows, validation=held_out, text=text))
@@ -96,7 +96,7 @@ def sft(arguments: Sequence[str]) -> None:
             demonstrations=rows,
             validation=held_out,
             pretraining=text,
-            device=parallel.prepare(options.threads, tight=options.max_memory is not None),
+            device=_device(options),
             seed=options.seed,
         )
 
@@ -152,7 +152,8 @@ class _RewardOptions:
     threads: int | None = None
     """Processor threads (none: all)."""
     max_memory: str | None = None
-    """Take the largest micro-batches, up to those set, that are expected to keep within it, such as 6GB."""
+    """Take the largest micro-batches, up to those set, that are expected to keep within it, such as 6GB. Slower:
+    what is freed goes back to the system at once."""
     config: Annotated[_RewardConfig, Here] = _RewardConfig()
 
     def __post_init__(self) -> None:
@@ -168,7 +169,6 @@ def reward(arguments: Sequence[str]) -> None:
     centred = read_given(options.demonstrations, read_demonstrations, Demonstration)
 
     def work(folder: Path, config: RewardConfig) -> None:
-        from tastemaker import parallel
         from tastemaker.stages.reward import train_reward_model
 
         named = _named(options, data=rows, validation=measured[0], held_out_raters=measured[1], demonstrations=centred)
@@ -181,7 +181,7 @@ def reward(arguments: Sequence[str]) -> None:
             validation=measured[0],
             held_out_raters=measured[1],
             demonstrations=centred,
-            device=parallel.prepare(options.threads, tight=options.max_memory is not None),
+            device=_device(options),
             seed=options.seed,
         )
 
@@ -215,7 +215,8 @@ class _PpoOptions:
     threads: int | None = None
     """Processor threads (none: all)."""
     max_memory: str | None = None
-    """Take the largest micro-batches, up to those set, that are expected to keep within it, such as 6GB."""
+    """Take the largest micro-batches, up to those set, that are expected to keep within it, such as 6GB. Slower:
+    what is freed goes back to the system at once."""
     config: Annotated[_PpoConfig, Here]
 
     def __post_init__(self) -> None:
@@ -234,11 +235,10 @@ def ppo(arguments: Sequence[str]) -> None:
     text, held_out = (read_given(source, read_texts, Text) for source in (options.text, options.heldout_text))
 
     def work(folder: Path, config: PpoConfig) -> None:
-        from tastemaker import parallel
         from tastemaker.stages.ppo import train_ppo
 
         warn_of_unknown_tokens(init, _named(options, data=rows, text=text, heldout_text=held_out))
-        device = parallel.prepare(options.threads, tight=options.max_memory is not None)
+        device = _device(options)
         train_ppo(
             folder,
             config=config,
@@ -292,7 +292,8 @@ class _DpoOptions:
     threads: int | None = None
     """Processor threads (none: all)."""
     max_memory: str | None = None
-    """Take the largest micro-batches, up to those set, that are expected to keep within it, such as 6GB."""
+    """Take the largest micro-batches, up to those set, that are expected to keep within it, such as 6GB. Slower:
+    what is freed goes back to the system at once."""
     config: Annotated[_DpoConfig, Here]
 
     def __post_init__(self) -> None:
@@ -308,7 +309,6 @@ def dpo(arguments: Sequence[str]) -> None:
     held_out = read_given(options.validation, read_rankings, Ranking)
 
     def work(folder: Path, config: DpoConfig) -> None:
-        from tastemaker import parallel
         from tastemaker.stages.dpo import train_dpo
 
         warn_of_unknown_tokens(init, _named(options, data=rows, validation=held_out))
@@ -318,7 +318,7 @@ def dpo(arguments: Sequence[str]) -> None:
             init=init,
             rankings=rows,
             validation=held_out,
-            device=parallel.prepare(options.threads, tight=options.max_memory is not None),
+            device=_device(options),
             seed=options.seed,
         )
 
@@ -363,6 +363,12 @@ def _train(
         return watched(partial(work, folder, config), forecast, config)
 
     stage(options.out, name, config, inputs, observed, replace=options.replace, result=result)
+
+
+def _device(options: _Options) -> torch.device:
+    from tastemaker import parallel
+
+    return parallel.prepare(options.threads, tight=options.max_memory is not None)
 
 
 def _training_rows(

@@ -35,7 +35,9 @@ def run(arguments: Sequence[str]) -> None:
     )
     parser.add_argument("recipe", type=Path, help="a TOML file, such as recipes/tiny.toml")
     parser.add_argument("--out", type=Path, required=True, help="the run's folder")
-    parser.add_argument("--max-memory", metavar="SIZE", help="train in micro-batches that keep within it, such as 6GB")
+    parser.add_argument(
+        "--max-memory", metavar="SIZE", help="train in micro-batches that keep within it, such as 6GB; slower"
+    )
     parser.add_argument("--fields", action="store_true", help="print the whole recipe, every field with its value")
     known, overrides = parser.parse_known_args(list(arguments))
     max_memory = None if known.max_memory is None else parse_size(known.max_memory, "max_memory")
