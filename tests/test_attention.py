@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import torch
 from tests.models import make_library, random_sequences
+from tests.work import counting
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 
@@ -204,6 +205,7 @@ HALF: dict[str, Any] = {
     "dtype": torch.bfloat16,
     "longest": 7,
     "head_size": 64,
+    "value_size": 64,
     "shares": False,
     "varlen": True,
 }
@@ -214,12 +216,13 @@ HALF: dict[str, Any] = {
     [
         ({}, "varlen"),
         ({"dtype": torch.float16}, "varlen"),
-        ({"longest": 2000, "head_size": 256}, "varlen"),
+        ({"longest": 2000, "head_size": 256, "value_size": 256}, "varlen"),
         ({"dtype": torch.float32}, "padded"),
         ({"dtype": torch.float64}, "padded"),
         ({"shares": True}, "padded"),
-        ({"head_size": 60}, "padded"),
-        ({"head_size": 264}, "padded"),
+        ({"head_size": 60, "value_size": 60}, "padded"),
+        ({"head_size": 264, "value_size": 264}, "padded"),
+        ({"head_size": 192, "value_size": 128}, "padded"),
         ({"varlen": False}, "padded"),
         ({"device": "mps"}, "padded"),
         ({"device": "cpu"}, "products"),
@@ -230,6 +233,22 @@ HALF: dict[str, Any] = {
 )
 def test_how_attention_is_computed_follows_from_where_and_what(changes: dict[str, Any], way: str) -> None:
     assert attention.choose_way(**HALF | changes) == way
+
+
+def test_gradients_of_shared_values_are_not_added_up_in_bf16() -> None:
+    """Three responses share two tokens; each adds its part to the gradient of their values."""
+    packed = pack([[1, 2, 3], [1, 2, 4, 5], [1, 2, 6]], groups=[3])
+    generator = torch.Generator().manual_seed(0)
+    query, key, value = (torch.randn(2, len(packed.id_N), 8, generator=generator) for _ in range(3))
+    half = value.bfloat16().requires_grad_()
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        attended = attention._attend_by_library(query, key, half, packed, None, 0.3)
+    with counting() as work:
+        attended.float().sum().backward()  # type: ignore[no-untyped-call]
+    by_token = tuple(value.shape)
+    added = {kind for operator, kind, shape in work.tensors if "index_add" in operator and shape == by_token}
+    assert attended.dtype == torch.bfloat16
+    assert added == {torch.float32}
 
 
 def reference_kernel(

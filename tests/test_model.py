@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import math
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -20,7 +21,7 @@ from tests.models import (
     random_sequences,
 )
 from torch import Tensor
-from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSequenceClassification
+from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSequenceClassification, masking_utils
 
 from tastemaker import head as head_module
 from tastemaker.corpus import next_token_places
@@ -59,6 +60,22 @@ def close(found: Tensor, expected: Tensor, within: float) -> None:
 
 
 # --- the packed path gives the library's numbers ---------------------------------------------------------------------
+
+
+@torch.no_grad()
+def test_the_library_does_not_look_through_positions(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Given no mask it asks whether they are packed, and waits for a GPU to answer."""
+    model = make_policy("qwen2")
+    looked = list[Tensor]()
+    monkeypatch.setattr(masking_utils, "find_packed_sequence_indices", looked.append)
+    packed = pack(SEQUENCES)
+    trunk = replace(model.trunk, fused=False)
+    assert not trunk.padded
+    trunk.hidden(packed)
+    model._library_logits(packed, torch.tensor([0, 3]))
+    assert looked == []
+    model.library(input_ids=torch.tensor([SEQUENCES[0]]), position_ids=torch.arange(LENGTHS[0])[None], use_cache=False)
+    assert len(looked) == 1  # as the library does where it is asked without a mask
 
 
 @every_architecture

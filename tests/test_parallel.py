@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from tastemaker import artefacts, parallel
+from tastemaker.errors import TrainingError
 from tastemaker.settings import OptimizerConfig
 from tastemaker.training.trainer import Trainer
 
@@ -48,6 +49,34 @@ def test_a_processor_that_rounds_keeps_its_own_products(monkeypatch: pytest.Monk
     monkeypatch.setattr(parallel, "FP32_RELATIVE_ERROR", 0.0)  # no product is this accurate
     parallel._route_fp32_products()
     assert matmul.fp32_precision == "ieee"
+
+
+@pytest.fixture
+def on_gpu(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[str]]:
+    """A machine with two GPUs, as far as settings go: the precisions of fp32 products that are asked for."""
+    precisions = list[str]()
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    monkeypatch.setattr(torch, "set_float32_matmul_precision", precisions.append)
+    torch.backends.cuda.enable_cudnn_sdp(enabled=True)
+    yield precisions
+    torch.backends.cuda.enable_cudnn_sdp(enabled=True)
+
+
+def test_attention_on_a_gpu_makes_no_plan_for_every_shape(on_gpu: list[str]) -> None:
+    assert parallel.prepare().type == "cuda"
+    assert not torch.backends.cuda.cudnn_sdp_enabled()  # type: ignore[no-untyped-call]
+    assert on_gpu == ["highest"]
+
+
+@pytest.mark.usefixtures("on_gpu")
+def test_more_processes_than_gpus_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    taken: list[int] = []
+    monkeypatch.setattr(torch.cuda, "set_device", taken.append)
+    parallel._take_gpu(1, torch.cuda.device_count())
+    with pytest.raises(TrainingError, match=r"process 3 .* there are 2; start torchrun with --nproc-per-node 2"):
+        parallel._take_gpu(2, torch.cuda.device_count())
+    assert taken == [1]
 
 
 RESIDENT = """

@@ -132,7 +132,7 @@ def _watched(path: Path) -> Iterator[None]:
         sums, tokens = report.sums, max(report.sums["tokens"], 1.0)
         found = {
             "ratio_mean": sums["ratio"] / tokens,
-            "ratio_max": self.ratio_max,
+            "ratio_max": float(self.ratio_max),
             "clip_fraction": sums["clipped"] / tokens,
             "approx_kl": 0.5 * sums["square_log_ratio"] / tokens,
         }

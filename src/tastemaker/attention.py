@@ -78,6 +78,7 @@ def packed_attention(
         _dtype_of_products(query),
         longest=longest,
         head_size=query.shape[3],
+        value_size=value.shape[3],
         shares=packed.shares,
         varlen=kernel is not None,
     )
@@ -88,14 +89,17 @@ def packed_attention(
     return (_attend_by_products if way == "products" else _attend_by_library)(*given)[None], None
 
 
-def choose_way(device: str, dtype: torch.dtype, *, longest: int, head_size: int, shares: bool, varlen: bool) -> Way:
+def choose_way(
+    device: str, dtype: torch.dtype, *, longest: int, head_size: int, value_size: int, shares: bool, varlen: bool
+) -> Way:
     """How to attend on a kind of device in a type. `varlen`: whether there is a kernel for different lengths.
 
-    That kernel reads each sequence from one piece, so sequences that share a beginning are padded.
+    That kernel reads each sequence from one piece, so sequences that share a beginning are padded, and its heads have
+    values of the same size as queries.
     """
     if device == "cpu":
         return "products" if longest <= LONGEST_BY_PRODUCTS else "padded"
-    fits = head_size <= LARGEST_VARLEN_HEAD and head_size % VARLEN_HEAD_STEP == 0
+    fits = head_size == value_size and head_size <= LARGEST_VARLEN_HEAD and head_size % VARLEN_HEAD_STEP == 0
     half = dtype in (torch.float16, torch.bfloat16)
     return "varlen" if device == "cuda" and varlen and half and fits and not shares else "padded"
 
@@ -193,6 +197,8 @@ def _attend_by_library(
         spread_EMD = x_END.index_select(1, packed.padded_ST.reshape(-1))
         return spread_EMD.view(len(x_END), sequences, longest, -1).transpose(0, 1)
 
+    if packed.shares and torch.is_autocast_enabled(value_GND.device.type):
+        value_GND = value_GND.float()  # gradients of those who share a token are added up, which is not for bf16
     attended_SHTD = attend_padded(
         spread(query_HND),
         spread(key_GND),

@@ -4,37 +4,42 @@ The clip fractions are those of Ziegler et al.'s code: the tokens whose clipped 
 what was trained. A ratio beyond the clip on the side where the unclipped loss is larger (a good advantage, a ratio too
 low) does not count, because its gradient still flows.
 
+These sums are tensors without dimensions, and which tokens count is multiplied in: picking them out, or reading a
+number, would wait for a GPU in the middle of an update.
+
 Dimensions in names: B rollouts, T response tokens, M the tokens that count end to end.
 """
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor
 
 
 def ratio_sums(
     logprob_BT: Tensor, old_logprob_BT: Tensor, advantage_BT: Tensor, mask_BT: Tensor, *, clip: float
-) -> dict[str, float]:
+) -> dict[str, Tensor]:
     """Of the policy's loss: tokens where the clip took hold, sums of the ratio and its logarithm, the largest ratio."""
-    log_ratio_M = (logprob_BT - old_logprob_BT)[mask_BT]
-    ratio_M, advantage_M = log_ratio_M.exp(), advantage_BT[mask_BT]
-    clipped_M = -advantage_M * ratio_M.clamp(1 - clip, 1 + clip) > -advantage_M * ratio_M
+    log_ratio_BT = torch.where(mask_BT, logprob_BT - old_logprob_BT, 0)
+    ratio_BT = log_ratio_BT.exp()
+    clipped_BT = -advantage_BT * ratio_BT.clamp(1 - clip, 1 + clip) > -advantage_BT * ratio_BT
+    counted_BT = torch.where(mask_BT, ratio_BT, 0)
     return {
-        "clipped": float(clipped_M.sum()),
-        "square_log_ratio": float((log_ratio_M**2).sum()),
-        "abs_log_ratio": float(log_ratio_M.abs().sum()),
-        "ratio": float(ratio_M.sum()),
-        "largest": float(ratio_M.max()) if len(ratio_M) else 0.0,
+        "clipped": (clipped_BT & mask_BT).sum(),
+        "square_log_ratio": (log_ratio_BT**2).sum(),
+        "abs_log_ratio": log_ratio_BT.abs().sum(),
+        "ratio": counted_BT.sum(),
+        "largest": counted_BT.max(),
     }
 
 
 def value_sums(
     value_BT: Tensor, old_value_BT: Tensor, return_BT: Tensor, mask_BT: Tensor, *, clip: float
-) -> dict[str, float]:
+) -> dict[str, Tensor]:
     """Of the value function's loss: tokens where the clipped value's error is the larger one."""
-    value_M, old_value_M, return_M = value_BT[mask_BT], old_value_BT[mask_BT], return_BT[mask_BT]
-    clipped_M = old_value_M + (value_M - old_value_M).clamp(-clip, clip)
-    return {"value_clipped": float(((clipped_M - return_M) ** 2 > (value_M - return_M) ** 2).sum())}
+    clipped_BT = old_value_BT + (value_BT - old_value_BT).clamp(-clip, clip)
+    is_larger_BT = (clipped_BT - return_BT) ** 2 > (value_BT - return_BT) ** 2
+    return {"value_clipped": (is_larger_BT & mask_BT).sum()}
 
 
 def explained_variance(value_M: Tensor, return_M: Tensor) -> float:

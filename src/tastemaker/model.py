@@ -57,7 +57,11 @@ class Trunk:
             return _as_tensor(output.last_hidden_state).flatten(0, 1).index_select(0, packed.flat_N)
         with packed_attention_on(self.library.config):
             output = self.library.base_model(
-                input_ids=packed.id_N[None], position_ids=packed.position_N[None], use_cache=False, packed=packed
+                input_ids=packed.id_N[None],
+                attention_mask=_all_seen(packed),
+                position_ids=packed.position_N[None],
+                use_cache=False,
+                packed=packed,
             )
         return _as_tensor(output.last_hidden_state)[0]
 
@@ -155,6 +159,7 @@ class LanguageModel(nn.Module):
         with packed_attention_on(self.library.config):
             output = self.library(
                 input_ids=packed.id_N[None],
+                attention_mask=_all_seen(packed),
                 position_ids=packed.position_N[None],
                 use_cache=False,
                 packed=packed,
@@ -307,6 +312,11 @@ def _probe(library: Any) -> Packed:
     vocabulary = int(library.config.get_text_config().vocab_size)
     ids = [(7 * place + 3) % vocabulary for place in range(8)]
     return pack([ids[:5], ids[5:]]).to(device_of(library))
+
+
+def _all_seen(packed: Packed) -> Tensor:
+    """A mask that hides nothing. Given none, the library looks through the positions itself, and waits for a GPU."""
+    return torch.ones(1, len(packed.id_N), dtype=torch.bool, device=packed.id_N.device)
 
 
 def _padded_inputs(packed: Packed) -> dict[str, Tensor]:

@@ -60,6 +60,8 @@ def prepare(threads: int | None = None, *, tight: bool = False, patience: timede
     if torch.cuda.is_available():
         # fp32 is fp32: a product in TF32 keeps 10 bits, as few as fp16, and who wants speed says bfloat16.
         torch.set_float32_matmul_precision("highest")
+        # PyTorch would prefer cuDNN on Hopper and later, which plans anew for every shape, as most micro-batches have.
+        torch.backends.cuda.enable_cudnn_sdp(enabled=False)
         return torch.device("cuda")
     os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", str(PRIMITIVES_KEPT))  # read when oneDNN is first used
     _keep_freed_memory(but_large_blocks=tight)
@@ -199,9 +201,18 @@ def _join(patience: timedelta) -> None:
     if distributed.is_initialized():
         return
     if torch.cuda.is_available():
-        torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
+        _take_gpu(int(os.environ["LOCAL_RANK"]), torch.cuda.device_count())
     backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
     distributed.init_process_group(backend, timeout=patience)
+
+
+def _take_gpu(number: int, present: int) -> None:
+    if number >= present:
+        raise TrainingError(
+            f"process {number + 1} of this machine finds no GPU of its own: there are {present}; start torchrun with "
+            f"--nproc-per-node {present}, or fewer."
+        )
+    torch.cuda.set_device(number)
 
 
 @contextmanager

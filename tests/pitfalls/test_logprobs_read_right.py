@@ -147,8 +147,9 @@ def test_25_entropy_and_ratio_are_averaged_over_padding(base: str) -> None:
     drawn to 1, and both follow the lengths of the responses.
 
     Source: huggingface/trl#2022, huggingface/trl#2496.
-    Here: `PpoRun.observe` and `clipping.ratio_sums` pick the tokens that count before they sum, and divide by their
-    number, so a batch of ragged rows says what its rows say one by one, where nothing is padded.
+    Here: `PpoRun.observe` picks the tokens that count before it sums, `clipping.ratio_sums` puts 0 in place of the
+    others, and both are divided by the number that count, so a batch of ragged rows says what its rows say one by one,
+    where nothing is padded.
     """
     run = away(run_of(base, decoding=LONG, truncated="score", whiten_advantages=False))
     chosen, rollouts = made_up(run)
@@ -172,7 +173,7 @@ def test_25_entropy_and_ratio_are_averaged_over_padding(base: str) -> None:
     sums = run._policy_loss(together, range(5), 28.0).sums
     parts = [run._policy_loss(one, [0], 28.0).sums for one, _ in alone]
     for name in ("ratio", "abs_log_ratio", "square_log_ratio", "clipped", "policy_loss"):
-        assert sums[name] == pytest.approx(sum(part[name] for part in parts), abs=1e-4)
+        assert float(sums[name]) == pytest.approx(sum(float(part[name]) for part in parts), abs=1e-4)
     assert abs(sums["ratio"] / 28 - 1) > 1e-3
 
 

@@ -13,6 +13,7 @@ import torch
 from tests.bases import save_random_base
 from tests.models import save_model
 from tests.stages.conftest import prompt
+from tests.work import counting
 from torch import Tensor
 
 from tastemaker.checkpoint import load_policy, load_reward_model, new_reward_model, save_reward_model
@@ -187,6 +188,18 @@ def test_the_score_lands_on_the_last_token_whatever_the_ending(base: str, trunca
     assert experience.mask_BT.sum(1).tolist() == trains
     assert metrics["score"] == pytest.approx(4 / 3)
     assert metrics["truncated_rate"] == pytest.approx(1 / 3)
+
+
+def test_the_losses_of_a_minibatch_are_not_read_on_the_way(base: str) -> None:
+    """Reading a number between forward and backward would let a GPU wait."""
+    run = run_of(base)
+    chosen, rollouts = made_up(run, [FinishReason.STOP, FinishReason.LENGTH, FinishReason.STOP])
+    experience, _ = run.observe(chosen, rollouts, 1)
+    with counting() as work:
+        loss = run._policy_loss(experience, [2, 0], 7.0)
+        error = run._value_loss(experience, [2, 0], 7.0)
+    assert work.operators["_local_scalar_dense"] == 0
+    assert all(amount.ndim == 0 for amount in (*loss.sums.values(), *error.sums.values()))
 
 
 def test_a_masked_response_trains_nothing(base: str) -> None:

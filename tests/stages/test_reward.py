@@ -370,6 +370,24 @@ def test_more_folds_than_raters_are_refused_before_training(base: str, tmp_path:
     assert list(tmp_path.iterdir()) == []
 
 
+def test_scores_are_waited_for_once(base: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Losses and metrics are worked out of them on the processor."""
+
+    class OnAnotherDevice:
+        def __init__(self, score_S: Tensor) -> None:
+            self.score_S = score_S
+
+        def cpu(self) -> Tensor:
+            fetched.append(len(self.score_S))
+            return self.score_S
+
+    model, fetched, scores = new_reward_model(base, seed=0), list[int](), RewardModel.scores
+    elements = as_elements(RANKINGS[:3], model)
+    monkeypatch.setattr(RewardModel, "scores", lambda self, packed: OnAnotherDevice(scores(self, packed)))
+    element_loss(model, "pairs", elements, 3.0)
+    assert fetched == [sum(len(element.sequences) for element in elements)]
+
+
 def test_the_size_of_micro_batches_changes_nothing(base: str) -> None:
     model = new_reward_model(base, seed=0)
     elements = as_elements(RANKINGS[:7], model)

@@ -13,6 +13,7 @@ import numpy.typing as npt
 import pytest
 import torch
 from tests.models import make_policy, random_sequences
+from tests.work import counting
 from torch import Tensor, nn
 
 from tastemaker.corpus import next_token_places
@@ -35,7 +36,7 @@ class Weights(nn.Module):
 
 def pulled(module: Weights, batch: Tensor, denominator: float) -> Loss:
     """A loss whose gradient is `batch / denominator`."""
-    return Loss((module.w * batch).sum() / denominator, {"rows": 1.0, "pull": float(batch.sum())})
+    return Loss((module.w * batch).sum() / denominator, {"rows": torch.ones(()), "pull": batch.sum()})
 
 
 def step(trainer: Trainer, *batches: Sequence[float], denominator: float = 1.0) -> StepReport:
@@ -160,6 +161,20 @@ def test_two_losses_accumulate_into_one_step() -> None:
     assert torch.equal(together.w, apart.w)
     assert report.loss == pytest.approx(2.5)
     assert two.steps_taken == 1
+
+
+def test_numbers_are_read_once_however_many_microbatches() -> None:
+    """Each read waits for a GPU."""
+    reads = []
+    for batches in ([[1.0, 2, 3, 4, 5]], [[1.0, 0, 0, 0, 5], [0, 2.0, 0, 4, 0], [0, 0, 3.0, 0, 0]]):
+        module = Weights()
+        trainer = Trainer(module, CONSTANT, total_steps=1)
+        with counting() as work:
+            loss, sums = trainer.accumulate(map(torch.tensor, batches), partial(pulled, module), 1.0)
+        assert loss == pytest.approx(0.5 - 2 + 6 - 15)
+        assert sums == {"rows": len(batches), "pull": 15}
+        reads.append(work.operators["_local_scalar_dense"])
+    assert reads[0] == reads[1] == 0  # of a processor's memory all at once, without an operator
 
 
 # --- the schedule ----------------------------------------------------------------------------------------------------

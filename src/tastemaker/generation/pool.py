@@ -21,6 +21,7 @@ from tastemaker.generation.decoding import Decoding
 from tastemaker.generation.rollout import FinishReason
 from tastemaker.generation.sampling import Sampling, choose, draw_uniforms
 from tastemaker.generation.text import Decode, GrowingText
+from tastemaker.packing import sent_to
 
 # Columns that a batch may walk on before its cache has to be moved. Moving it costs as much as a few steps' attention.
 SPARE_COLUMNS = 64
@@ -148,9 +149,10 @@ class Decoder:
         """Draw the next token of each response; one that has finished goes on to be drawn, for nobody."""
         sampling = self._request.sampling
         numbers = [next(one.numbers, 0.5) for one in responses]
-        uniform_B = torch.tensor(numbers, dtype=torch.float32, device=logit_BV.device)
+        uniform_B = sent_to(logit_BV.device, torch.tensor(numbers, dtype=torch.float32))
         token_B, logprob_B = choose(logit_BV[:, : self._vocabulary], uniform_B, sampling)
-        for one, token, logprob in zip(responses, token_B.tolist(), logprob_B.tolist(), strict=True):
+        found_2B = torch.stack([token_B.double(), logprob_B.double()])  # both exactly, and waited for once
+        for one, token, logprob in zip(responses, *found_2B.tolist(), strict=True):
             if one.finish is None:
-                one.take(token, logprob, sampling)
+                one.take(int(token), logprob, sampling)
         return token_B

@@ -184,10 +184,10 @@ def _pair_loss(
     )
     gain_B = (margin_B - ref_margin_B).detach()
     sums = {
-        "accuracy": float(correct_pairs(logprob_B2.detach(), ref_B2).sum()),
-        "margin": float(config.beta * gain_B.sum()),
-        "chosen": float(logprob_B2[:, 0].detach().sum()),
-        "rejected": float(logprob_B2[:, 1].detach().sum()),
+        "accuracy": correct_pairs(logprob_B2.detach(), ref_B2).sum(),
+        "margin": config.beta * gain_B.sum(),
+        "chosen": logprob_B2[:, 0].sum(),
+        "rejected": logprob_B2[:, 1].sum(),
     }
     return Loss(loss, sums)
 

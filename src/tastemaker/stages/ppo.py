@@ -44,7 +44,7 @@ from tastemaker.losses import (
     whiten,
 )
 from tastemaker.model import LanguageModel, RewardModel, context_length, freeze
-from tastemaker.packing import Packed, microbatches, pack, pad_rows
+from tastemaker.packing import Packed, microbatches, pack, pad_rows, sent_to
 from tastemaker.records import Prompt, Text
 from tastemaker.responses import as_response, engine_for, fitting_prompts, sampling_for, seed_for
 from tastemaker.scoring import Scorer
@@ -194,7 +194,7 @@ class PpoRun:
         if processes.several():
             check_for_several(config)
         self.config, self.scorer, self.seed, self.kl_coef = config, scorer, seed, config.kl_coef
-        self.ratio_max = 0.0  # of the iteration so far
+        self.ratio_max = torch.zeros((), device=device)  # of the iteration so far
         self.policy = load_policy(init).to(device)
         self.reference = self._freeze_reference(init, device)
         self.value: RewardModel | SharedValue = self._value_function(init, reward, device)
@@ -310,7 +310,8 @@ class PpoRun:
         config = self.config
         size = config.batch_size // config.minibatches
         policy_reports, value_reports = list[StepReport](), list[StepReport]()
-        ptx_losses, self.ratio_max = list[float](), 0.0
+        ptx_losses = list[float]()
+        self.ratio_max = torch.zeros_like(self.ratio_max)
         for epoch in range(config.inner_epochs):
             order = permutation(config.batch_size, seed=seed_for(self.seed, "minibatch", iteration), epoch=epoch)
             for number in range(config.minibatches):
@@ -431,7 +432,7 @@ class PpoRun:
         return self.policy_trainer.apply(loss, sums), ptx
 
     def _policy_loss(self, experience: Experience, group: Sequence[int], num_tokens: float) -> Loss:
-        config, rows = self.config, list(group)
+        config, rows = self.config, self._rows(group)
         packed, source_M, target_M = self._pack(experience.sequences, experience.prompt_lengths, group)
         hidden_ND = self.policy.hidden(packed) if isinstance(self.value, SharedValue) else None
         logprob_M = self.policy.predict(
@@ -442,13 +443,13 @@ class PpoRun:
         advantage_BT = experience.advantage_BT[rows]
         loss = policy_loss(logprob_BT, old_BT, advantage_BT, mask_BT, clip=config.clip, num_tokens=num_tokens)
         sums = ratio_sums(logprob_BT.detach(), old_BT, advantage_BT, mask_BT, clip=config.clip)
-        self.ratio_max = max(self.ratio_max, sums.pop("largest"))
-        sums["policy_loss"] = float(loss.detach())
+        self.ratio_max = torch.maximum(self.ratio_max, sums.pop("largest"))
+        sums["policy_loss"] = loss.detach()
         if hidden_ND is not None and isinstance(self.value, SharedValue):
             value_BT, _ = self._as_rows(self.value.read(hidden_ND, source_M), experience, group)
             error = self._value_error(value_BT, experience, rows, num_tokens)
             loss = loss + config.value_coef * error.value
-            sums |= {**error.sums, "value_loss": float(error.value.detach())}
+            sums |= {**error.sums, "value_loss": error.value.detach()}
         return Loss(loss, sums)
 
     def _value_step(self, trainer: Trainer, experience: Experience, chosen: Sequence[int]) -> StepReport:
@@ -458,13 +459,17 @@ class PpoRun:
     def _value_loss(self, experience: Experience, group: Sequence[int], num_tokens: float) -> Loss:
         places = self._pack(experience.sequences, experience.prompt_lengths, group)
         value_BT, _ = self._as_rows(self._values(*places), experience, group)
-        return self._value_error(value_BT, experience, list(group), num_tokens)
+        return self._value_error(value_BT, experience, self._rows(group), num_tokens)
 
-    def _value_error(self, value_BT: Tensor, experience: Experience, rows: Sequence[int], num_tokens: float) -> Loss:
-        index, clip = list(rows), self.config.value_clip
-        given = experience.value_BT[index], experience.return_BT[index], experience.mask_BT[index]
+    def _value_error(self, value_BT: Tensor, experience: Experience, rows: Tensor, num_tokens: float) -> Loss:
+        clip = self.config.value_clip
+        given = experience.value_BT[rows], experience.return_BT[rows], experience.mask_BT[rows]
         sums = value_sums(value_BT.detach(), *given, clip=clip)
         return Loss(value_loss(value_BT, *given, clip=clip, num_tokens=num_tokens), sums)
+
+    def _rows(self, group: Sequence[int]) -> Tensor:
+        """The group's rows of an experience, to index it by without waiting for a GPU."""
+        return sent_to(self.policy.device, torch.tensor(list(group)))
 
     def _as_rows(self, value_M: Tensor, experience: Experience, group: Sequence[int]) -> tuple[Tensor, Tensor]:
         counts = [experience.response_lengths[index] for index in group]
@@ -527,7 +532,7 @@ class PpoRun:
             "approx_kl": 0.5 * sum(report.sums["square_log_ratio"] for report in policy) / tokens,
             "first_log_ratio": _drift(policy[0]),
             "ratio_mean": sum(report.sums["ratio"] for report in policy) / tokens,
-            "ratio_max": parallel.largest(self.ratio_max),
+            "ratio_max": parallel.largest(float(self.ratio_max)),
         }
         if self.texts:
             metrics["ptx_loss"] = sum(ptx) / len(ptx)

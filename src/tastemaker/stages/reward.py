@@ -203,7 +203,7 @@ def _validate(model: RewardModel, config: RewardConfig, held_out: Sequence[Eleme
         loss = element_loss(model, config.normalize, turn.item, float(len(held_out)))
         if turn.counts:
             total += float(loss.value)
-            sums = {key: sums[key] + loss.sums[key] for key in sums}
+            sums = {key: sums[key] + float(loss.sums[key]) for key in sums}
     total, correct, pairs = parallel.summed_amounts([total, sums["correct"], sums["pairs"]])
     return {"validation_loss": total, "validation_accuracy": correct / max(pairs, 1)}
 
@@ -222,20 +222,20 @@ def element_loss(
     """
     groups = [len(element.sequences) for element in batch]
     packed = pack([ids for element in batch for ids in element.sequences], groups=groups).to(model.device)
-    score_S = model.scores(packed)
+    score_S = model.scores(packed).cpu()  # a few numbers a prompt, all waited for at once
     total = score_S.new_zeros(())
-    sums = {"correct": 0.0, "pairs": 0.0, "gap": 0.0}
+    sums = dict.fromkeys(("correct", "pairs", "gap"), torch.zeros((), dtype=torch.double))
     score_of: tuple[Tensor, ...] = torch.split(score_S, groups)
     for element, score_K in zip(batch, score_of, strict=True):
-        rank_RK = torch.tensor(element.ranks, device=score_K.device)
+        rank_RK = torch.tensor(element.ranks)
         total = total + ranking_loss(score_K, rank_RK, normalize=normalize)
         with torch.no_grad():
             distinct_KK = torch.tensor([[one != other for other in element.sequences] for one in element.sequences])
-            better_KK = (rank_RK[:, :, None] < rank_RK[:, None, :]).sum(0) * distinct_KK.to(score_K.device)
+            better_KK = (rank_RK[:, :, None] < rank_RK[:, None, :]).sum(0) * distinct_KK
             gap_KK = score_K[:, None] - score_K[None, :]
-            sums["correct"] += float((better_KK * (gap_KK > 0)).sum())
-            sums["pairs"] += float(better_KK.sum())
-            sums["gap"] += float((better_KK * gap_KK).sum())
+            sums["correct"] = sums["correct"] + (better_KK * (gap_KK > 0)).sum()
+            sums["pairs"] = sums["pairs"] + better_KK.sum()
+            sums["gap"] = sums["gap"] + (better_KK * gap_KK).sum()
     return Loss(total / num_prompts, sums)
 
 

@@ -29,13 +29,18 @@ from tastemaker.settings import OptimizerConfig
 
 Batch = TypeVar("Batch")
 
+TOTAL = "total"  # beside the names of sums: the loss itself
+
 
 @dataclass(frozen=True, slots=True)
 class Loss:
-    """A micro-batch's share of the step's loss, already divided, and what else was summed over it for the metrics."""
+    """A micro-batch's share of the step's loss, already divided, and what else was summed over it for the metrics.
+
+    Sums are tensors without dimensions on the loss's device, so that nobody waits for a GPU to read them.
+    """
 
     value: Tensor
-    sums: Mapping[str, float] = field(default_factory=dict)
+    sums: Mapping[str, Tensor] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,22 +102,21 @@ class Trainer:
 
         Once a step, at the end of the `last` micro-batches before it, gradients are added up over processes.
         """
-        total, sums = 0.0, dict[str, float]()
+        sums = dict[str, Tensor]()  # read once, at the end: reading waits for a GPU
         with layers_recomputed(self.module) if self.config.gradient_checkpointing else nullcontext():
             for turn in parallel.turns(microbatches):
                 with self.autocast():
                     loss = loss_fn(turn.item, denominator)
-                value = float(loss.value.detach())
-                if not processes.several():  # else all go on to the sum, so that all raise, the first one too
-                    self._check_finite("the loss", value)
                 parallel.sync_gradients(self.module, last and turn.last)
                 (loss.value if turn.counts else 0 * loss.value).backward()  # type: ignore[no-untyped-call]
-                total += value if turn.counts else 0.0
-                for name, amount in loss.sums.items():
-                    sums[name] = sums.get(name, 0.0) + (amount if turn.counts else 0.0)
-        total, *amounts = parallel.summed_amounts([total, *sums.values()])
+                for name, amount in {TOTAL: loss.value, **loss.sums}.items():
+                    counted = amount.detach().double() if turn.counts else torch.zeros_like(amount, dtype=torch.double)
+                    sums[name] = sums[name] + counted if name in sums else counted
+        amounts = parallel.summed_amounts(torch.stack([*sums.values()]).tolist() if sums else [])
+        found = dict(zip(sums, amounts, strict=True))
+        total = found.pop(TOTAL, 0.0)
         self._check_finite("the loss", total)
-        return total, dict(zip(sums, amounts, strict=True))
+        return total, found
 
     def _check_finite(self, name: str, value: float) -> None:
         if not math.isfinite(value):
