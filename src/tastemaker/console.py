@@ -7,17 +7,21 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
+from typing import TypeVar
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 from tastemaker import processes
 
+Item = TypeVar("Item")
+
 SECONDS_BETWEEN_LINES = 15.0
 
 _console = Console(stderr=True, highlight=False, quiet=not processes.is_first())
+_displayed: list[Progress] = []  # a terminal has room for one, of several lines
 
 
 def say(message: str) -> None:
@@ -44,14 +48,44 @@ class Ticker:
             self._spoken = time.monotonic()
             say(f"  {self.description} {self.done}/{self.total} {note}".rstrip())
 
+    def leave(self) -> None:
+        """Take the bar away."""
+        if self._bar is not None and self._task is not None:
+            self._bar.remove_task(self._task)
+
 
 @contextmanager
 def progress(description: str, total: int, *, done: int = 0) -> Iterator[Ticker]:
-    """A progress bar over `total` units, `done` of which were done before an interruption."""
+    """A progress bar over `total` units, `done` of which were done before an interruption. Bars may be nested."""
     if not sys.stderr.isatty():
         ticker = Ticker(description, total, None)
         ticker.done = done
         yield ticker
+        return
+    with _display() as display:
+        ticker = Ticker(description, total, display)
+        if done:
+            ticker.advance(done)
+        try:
+            yield ticker
+        finally:
+            ticker.leave()
+
+
+def through(items: Iterable[Item], description: str) -> Iterator[Item]:
+    """Go through items, all of which are made first, with a progress bar."""
+    every = list(items)
+    with progress(description, len(every)) as ticker:
+        for item in every:
+            yield item
+            ticker.advance()
+
+
+@contextmanager
+def _display() -> Iterator[Progress]:
+    """What is displayed already, else a new one."""
+    if _displayed:
+        yield _displayed[-1]
         return
     columns = (
         TextColumn("  {task.description}"),
@@ -61,8 +95,9 @@ def progress(description: str, total: int, *, done: int = 0) -> Iterator[Ticker]
         TimeRemainingColumn(),
         TextColumn("{task.fields[note]}"),
     )
-    with Progress(*columns, console=_console, transient=True) as bar:
-        ticker = Ticker(description, total, bar)
-        if done:
-            ticker.advance(done)
-        yield ticker
+    with Progress(*columns, console=_console, transient=True) as display:
+        _displayed.append(display)
+        try:
+            yield display
+        finally:
+            _displayed.pop()

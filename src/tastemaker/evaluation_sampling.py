@@ -13,6 +13,7 @@ from typing import Any
 
 from tastemaker.checkpoint import load_reader
 from tastemaker.config import to_json
+from tastemaker.console import through
 from tastemaker.corpus import encode_texts, text_loss
 from tastemaker.errors import ConfigError
 from tastemaker.files import read_demonstrations
@@ -124,7 +125,7 @@ class Sampling:
             policy = self._model(contestant.model, contestant.stop_texts)
             limit = min(MAX_TEXT_TOKENS, policy.context)
             losses = []
-            for text in self._texts.load()[:count]:
+            for text in through(self._texts.load()[:count], f"{name}, held-out document"):
                 pieces = encode_texts([text], policy.tokenizer, max_tokens=limit)
                 losses.append(text_loss(policy, pieces, budget=TEXT_BUDGET))
             kept.add({key: losses})

@@ -16,7 +16,7 @@ import torch
 
 from tastemaker import parallel, processes
 from tastemaker.checkpoint import Reader
-from tastemaker.console import say
+from tastemaker.console import say, through
 from tastemaker.errors import TrainingError
 from tastemaker.model import RewardModel
 from tastemaker.packing import microbatches, pack
@@ -86,7 +86,8 @@ class ModelScorer:
         score_B = torch.zeros(len(sequences), dtype=torch.float64)
         units = _alike(prompts, sequences, self.budget)
         costs = [len(unit) * max(len(sequences[index]) for index in unit) for unit in units]
-        for turn in parallel.turns(microbatches(costs, budget=self.budget, shares=processes.count())):
+        groups = microbatches(costs, budget=self.budget, shares=processes.count())
+        for turn in through(parallel.turns(groups), "scores, micro-batch"):
             members, group = [index for unit in turn.item for index in units[unit]], turn.item
             packed = pack([sequences[index] for index in members], groups=[len(units[unit]) for unit in group])
             with torch.autocast(model.device.type, dtype=torch.bfloat16, enabled=self.bfloat16):

@@ -23,6 +23,7 @@ from torch import Tensor
 
 from tastemaker import parallel, processes
 from tastemaker.checkpoint import Reader, load_policy, save_policy
+from tastemaker.console import through
 from tastemaker.corpus import permutation
 from tastemaker.errors import DataError
 from tastemaker.files import write_json
@@ -145,7 +146,7 @@ def pair_logprobs(policy: LanguageModel, pairs: Sequence[Pair], config: DpoConfi
     """Summed log-probs of chosen and rejected responses, `[P, 2]`."""
     logprob_P2 = torch.zeros(len(pairs), 2)
     groups = microbatches([pair.cost for pair in pairs], budget=config.microbatch_tokens, shares=processes.count())
-    for turn in parallel.turns(groups):
+    for turn in through(parallel.turns(groups), "log-probs, micro-batch"):
         with trainer.autocast():
             logprob_B2 = _logprobs(policy, [pairs[index] for index in turn.item])
         if turn.counts:

@@ -28,6 +28,7 @@ from torch import Tensor
 from tastemaker import parallel, processes
 from tastemaker.artefacts import CHECKPOINT
 from tastemaker.checkpoint import Reader, new_reward_model, save_reward_model
+from tastemaker.console import through
 from tastemaker.corpus import permutation
 from tastemaker.errors import DataError
 from tastemaker.files import atomic_write, write_json
@@ -199,7 +200,7 @@ def _train(
 @torch.no_grad()
 def _validate(model: RewardModel, config: RewardConfig, held_out: Sequence[Element]) -> dict[str, float]:
     total, sums = 0.0, {"correct": 0.0, "pairs": 0.0}
-    for turn in parallel.turns(_groups(held_out, config.microbatch_tokens)):
+    for turn in through(parallel.turns(_groups(held_out, config.microbatch_tokens)), "validation, micro-batch"):
         loss = element_loss(model, config.normalize, turn.item, float(len(held_out)))
         if turn.counts:
             total += float(loss.value)

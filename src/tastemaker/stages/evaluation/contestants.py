@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from tastemaker.console import progress
+from tastemaker.console import progress, through
 from tastemaker.errors import ConfigError, DataError
 from tastemaker.generation import Rollout
 from tastemaker.model import LanguageModel
@@ -241,7 +241,8 @@ def reference_logprobs(
     """The reference's log-prob of each rollout's response, summed over its tokens."""
     sequences = [(*rollout.prompt_ids, *rollout.response_ids) for rollout in rollouts]
     sums = [0.0] * len(rollouts)
-    for group in microbatches([len(ids) for ids in sequences], budget=decoding.batch_tokens):
+    groups = microbatches([len(ids) for ids in sequences], budget=decoding.batch_tokens)
+    for group in through(groups, "log-probs of the reference, micro-batch"):
         packed = pack([sequences[index] for index in group]).to(reference.device)
         source_M, target_M = packed.predicted([len(rollouts[index].prompt_ids) for index in group])
         logprob_M = reference.predict(packed, source_M, target_M, temperature=decoding.temperature).logprob_M
