@@ -51,7 +51,8 @@ so that sums come in another order: `make demo` with the new ones shows the same
   there.
 - **DPO, small:** at beta 0.1, from PPO's starting point, it ended 10 nats from its reference with much text that nobody
   would write, and was not preferred to the supervised model (49 % [47, 52], on the same test prompts). Where it
-  starts, and 0.3 for beta, were then chosen by the score on validation prompts.
+  starts, and 0.3 for beta, were then chosen by the score on validation prompts. It started from the supervised model's
+  last epoch; since then policies start from the epoch that is selected, and this has not been run again.
 
 The runs had one thread of a processor whose other core was busy. The large base was trained further after the runs of
 tiny, and their evaluations were made again with it; nothing else in them depends on it. All evaluations were computed

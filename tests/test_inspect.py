@@ -390,7 +390,7 @@ def test_a_stage_of_a_run_names_its_models_and_data(
     folder = round_folder / "3-sft/baseline"
     run_stage(folder, stage="3-sft/baseline", config=recipe.sft["baseline"], inputs={}, work=lambda place: None)
     assert main(["inspect", str(folder)]) == 2
-    assert "recipe.json is not there yet" in capsys.readouterr().err
+    assert "recipe.json is missing" in capsys.readouterr().err
     write_json(tmp_path / "out/recipe.json", to_json(recipe))
     assert main(["inspect", str(folder), "--first", "2"]) == 0
     said = capsys.readouterr().out

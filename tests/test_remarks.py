@@ -16,9 +16,11 @@ from tastemaker.commands.remarks import (
     reward_result,
     sft_result,
     warn_of_dropout,
+    warn_of_leaks,
     warn_of_unknown_tokens,
 )
-from tastemaker.records import Demonstration, Message, Prompt, Ranking, Response, Text
+from tastemaker.halves import Part, in_part
+from tastemaker.records import About, Demonstration, Message, Prompt, Ranking, Response, Split, Text
 
 
 @pytest.fixture(scope="module")
@@ -45,6 +47,31 @@ def test_unknown_tokens_are_counted_in_all_that_a_record_says(model: str, capsys
     assert capsys.readouterr().err.splitlines() == [
         f"warning: {share} % of the tokens of {name} are unknown to this tokenizer."
         for name, share in (("d", 25), ("p", 33), ("r", 20), ("t", 50))
+    ]
+
+
+def test_prompts_on_both_sides_are_counted(capsys: pytest.CaptureFixture[str]) -> None:
+    """A held-out prompt may be trained on as it is, or as the beginning of a longer conversation."""
+    longer = Prompt(messages=(Message("user", "w4"), Message("assistant", "w5"), Message("user", "w6")))
+    rows = [Demonstration(prompt=one, response="w9") for one in (prompt("w1"), prompt("w2"), longer)]
+    apart = Demonstration(prompt=prompt("w3"), response="w9")
+    warn_of_leaks(rows, [apart])
+    assert capsys.readouterr().err == ""
+    held_out = [apart, *(Demonstration(prompt=prompt(text), response="w8") for text in ("w1", "w4"))]
+    warn_of_leaks(rows, held_out)
+    assert "warning: 2 of 3 held-out rows have a prompt that is trained on too." in capsys.readouterr().err
+    halves: tuple[Part, ...] = ("first half", "second half")
+    for half in halves:
+        warn_of_leaks(rows[:1], rows[:1], half)
+        assert bool(capsys.readouterr().err) is in_part(rows[0].prompt, half), "the other half does not train"
+
+
+def test_training_rows_that_are_marked_as_held_out_are_counted(capsys: pytest.CaptureFixture[str]) -> None:
+    splits: tuple[Split | None, ...] = ("train", "validation", "test", None)
+    asked = [Prompt(messages=(Message("user", f"w{n}"),), about=About(split=one)) for n, one in enumerate(splits)]
+    warn_of_leaks([Demonstration(prompt=one, response="w9") for one in asked], [])
+    assert capsys.readouterr().err.splitlines() == [
+        "warning: of 4 training rows 2 have a 'split' of validation or test, and train all the same."
     ]
 
 

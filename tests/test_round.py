@@ -191,6 +191,15 @@ def test_no_stage_reads_what_its_manifest_does_not_name(finished: Path, data: Pa
             assert any(hash_path(place) in named for place in places), f"{stage.name} reads {path}, and does not say so"
 
 
+def test_policies_start_from_the_selected_epoch(finished: Path) -> None:
+    """Which contestants and references of that name are. The reward model selects, so it cannot start from there."""
+    for stage, start in (("6-policy/ppo", "-selected"), ("6-policy/dpo", "-selected"), ("5-reward/main", "")):
+        manifest = read_manifest(finished / "round-1" / stage)
+        assert manifest is not None
+        models = {name for name in manifest["inputs"] if name.startswith("3-sft/")}
+        assert models == {f"3-sft/first{start}/model"}
+
+
 def test_a_finished_run_is_up_to_date(finished: Path, random_base: Path, data: Path) -> None:
     assert set(run(settings(random_base, data), finished, *EVERY).values()) == {True}
 

@@ -5,10 +5,19 @@ from __future__ import annotations
 from dataclasses import replace
 from pathlib import Path
 
+import pytest
+import torch
+from tests.models import make_tokenizer, save_model
+
 from tastemaker.config import load_recipe
+from tastemaker.errors import ConfigError
+from tastemaker.evaluation_sampling import Sampling
+from tastemaker.inputs import Inputs
+from tastemaker.model import LanguageModel
 from tastemaker.recipe import Recipe
 from tastemaker.round import Round
 from tastemaker.round_evaluation import over_optimization
+from tastemaker.stages.evaluation import Check, Claim, Contestant, EvaluationConfig
 from tastemaker.stages.ppo import PpoConfig
 
 RECIPE = Path(__file__).parents[1] / "recipes" / "overoptimization.toml"
@@ -66,3 +75,31 @@ def test_a_policy_is_scored_by_the_reward_model_that_it_was_optimised_for(tmp_pa
     assert rows["b0-015"]["proxy"] == {"value": -8.0}
     assert (rows["b0_05"]["reward"], rows["b0_05"]["proxy"]) == ("main", {"value": 1.0})
     assert rows["b0_05"]["start"] == "sft"
+
+
+def test_text_losses_of_other_tokens_are_not_compared(tmp_path: Path) -> None:
+    """Nats a token of a tokenizer with longer tokens are more, whichever model is the better one."""
+    (tmp_path / "1-prompts").mkdir()
+    (tmp_path / "1-prompts/validation.jsonl").touch()
+    one, same, other = (
+        str(save_model(tmp_path / name, seed=seed)) for seed, name in enumerate(("one", "same", "other"))
+    )
+    tokenizer = make_tokenizer()
+    tokenizer.add_tokens(["w1w2"])
+    tokenizer.save_pretrained(other)
+    recipe = load_recipe(RECIPE, Recipe)
+
+    def check(a: str, b: str) -> None:
+        assert recipe.evaluation is not None
+        claim = Claim(id="6", statement="-", checks=(Check(measure="text_loss_difference", a="a", b="b", below=0.0),))
+        contestants = {"a": Contestant(model=a), "b": Contestant(model=b)}
+        config = EvaluationConfig(contestants=contestants, pairs=(("a", "b"),), claims=(claim,))
+        Sampling(config, Inputs(recipe, tmp_path, torch.device("cpu")), None, no_model).check_text_losses()
+
+    check(one, same)
+    with pytest.raises(ConfigError, match="claim 6 compares the text losses of a and b, whose tokenizers differ"):
+        check(one, other)
+
+
+def no_model(source: str, stop_texts: tuple[str, ...]) -> LanguageModel:
+    raise AssertionError("no weights are needed")

@@ -60,6 +60,9 @@ def test_white_space_of_a_plain_prompt_is_its_own() -> None:
     ("row", "content"),
     [
         ({"instruction": "Translate.", "input": "Baum"}, "Translate.\n\nBaum"),
+        ({"instruction": "Translate.", "context": "Baum", "response": "Tree."}, "Translate.\n\nBaum"),
+        ({"instruction": "Translate.", "input": "Baum", "context": "of a lesson"}, "Translate.\n\nBaum"),
+        ({"instruction": "Name a tree.", "context": ["not", "text"]}, "Name a tree."),
         ({"instruction": "Name a tree.", "input": ""}, "Name a tree."),
         ({"instruction": "Name a tree.", "input": None}, "Name a tree."),
     ],

@@ -107,6 +107,21 @@ def test_a_template_sees_the_text_itself() -> None:
     assert tokenizer.prompt_ids(as_messages("  the cat \n")) == tokenizer.prompt_ids(as_messages("the cat"))
 
 
+def test_the_token_by_which_a_template_closes_a_reply_ends_responses_too() -> None:
+    """Chat models of which that is not the tokenizer's end token never write the latter."""
+    library = train_bpe()
+    library.eos_token = "<|endoftext|>"
+    tokenizer = wrap_tokenizer(library)
+    end, closing = id_of(tokenizer, "<|endoftext|>"), id_of(tokenizer, "<|im_end|>")
+    assert tokenizer.stop_ids == (end, closing)
+    assert tokenizer.end_id == end
+    ids = tokenizer.response_ids("the cat", finished=False)
+    assert tokenizer.response_text([*ids, closing]) == "the cat"
+    assert wrap_tokenizer(train_bpe()).stop_ids == (closing,), "which is the end token here"
+    ordinary = train_bpe(template="{% for m in messages %}{{ m.content }}. {% endfor %}")
+    assert wrap_tokenizer(ordinary).stop_ids == (closing,), "the full stop is no control token"
+
+
 def test_the_default_template() -> None:
     tokenizer = wrap_tokenizer(train_bpe(template=None))
     assert tokenizer.library.chat_template == CHAT_TEMPLATES["plain"]

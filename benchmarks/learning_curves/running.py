@@ -70,7 +70,7 @@ def read_setup(run: Path, *, variant: str, iterations: int | None, threads: int 
 def perform(setup: Setup, mode: Mode, seed: int) -> Run:
     """Train in that mode with that seed, unless it has been done."""
     config, inputs = mode.settings(setup.config), Inputs(setup.recipe, setup.folder, setup.device)
-    init, asked, held_out = inputs.start(config.init), inputs.prompts("train"), inputs.held_out_texts()
+    init, asked, held_out = inputs.start(config.init, selected=True), inputs.prompts("train"), inputs.held_out_texts()
     reward = inputs.model(f"reward/{config.reward}") if config.reward in setup.recipe.reward else None
     text = inputs.texts() if config.ptx_coef else None
     scorer = inputs.scorer(config.reward, budget=config.microbatch_tokens)

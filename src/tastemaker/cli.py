@@ -24,7 +24,7 @@ COMMANDS = {
     "reward": ("train a reward model on rankings", "training"),
     "ppo": ("optimise a policy for a reward model or a Python function (PPO, PPO-ptx)", "training"),
     "dpo": ("optimise a policy on rankings directly (DPO, IPO)", "training"),
-    "evaluate": ("compare policies on prompts, judged by a reward model", "whole"),
+    "evaluate": ("compare policies on prompts, judged by a reward model or a Python function", "whole"),
     "sample": ("sample responses of policies, to read or to have ranked", "sampling"),
     "inspect": ("show what a stage sees of its data, token by token", "inspecting"),
     "label": ("let people answer in the browser; see what is missing, hand out tasks, take answers in", "people"),
@@ -36,8 +36,8 @@ TOGETHER = ("sft", "reward", "ppo", "dpo")
 EPILOGUE = """\
 `tastemaker COMMAND --help` lists a command's options. A recipe's fields can be set on the command line:
   tastemaker run recipes/tiny.toml --out out/demo --seed 1 --policy.ppo-ptx.kl-coef 0.05
-Exit codes: 0 done; 1 the doctor found something wrong; 2 something given is wrong, one sentence says what;
-3 people have to answer first."""
+Exit codes: 0 done; 1 the doctor found something wrong; 2 something given is wrong, or a check stopped training, one
+sentence says what; 3 people have to answer first; 130 interrupted, and the same command goes on."""
 
 
 def usage() -> str:

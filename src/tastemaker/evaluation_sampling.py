@@ -84,6 +84,25 @@ class Sampling:
             kept = leaving_room(kept, reader, new_tokens=new_tokens, prefix_tokens=tokens, what=what)
         return kept
 
+    def check_text_losses(self) -> None:
+        """Refuse claims that compare losses a token of models whose tokens are different ones.
+
+        Raises:
+            ConfigError: such a claim; tokens of a larger vocabulary are longer, and their losses larger.
+        """
+        for claim in self.config.claims:
+            for check in claim.checks:
+                if check.measure not in ("text_loss_difference", "text_loss_recovered"):
+                    continue
+                names = [name for name in (check.a, check.b, check.base) if name in self.config.contestants]
+                models = [self._models[self.config.contestants[name].model].load() for name in names]
+                first, *others = (load_reader(model).tokenizer.library.get_vocab() for model in models)
+                if any(other != first for other in others):
+                    raise ConfigError(
+                        f"claim {claim.id} compares the text losses of {' and '.join(names)}, whose tokenizers differ; "
+                        "nats a token mean something else for each, so leave that check out."
+                    )
+
     def contest(self, name: str, kept: Kept) -> list[dict[str, Any]]:
         """The few-shot prefixes that were tried for a contestant, with their scores; none where it has no prefix."""
         contestant = self.config.contestants[name]

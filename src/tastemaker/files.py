@@ -118,10 +118,7 @@ def _read(
             raise place.error(str(error)) from None
     if unusable and skipped is None:
         place, reason = unusable[0]
-        raise place.error(
-            f"{reason} {_rows_counted(len(unusable))} of {count} cannot be used; repair or remove them, or set "
-            "skip_unusable to leave them out and have them counted."
-        )
+        raise place.error(f"{reason} {_rows_counted(len(unusable))} of {count} cannot be used; repair or remove them.")
     if not records and not count:
         raise DataError("is empty; it holds no row.", path=source)
     if not records:

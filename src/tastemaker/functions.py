@@ -5,9 +5,11 @@ Modules are looked for where Python looks, and in the folder that the command is
 
 from __future__ import annotations
 
+import hashlib
 import importlib
 import os
 import sys
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -19,8 +21,7 @@ def load_function(path: str) -> Any:
     module_name, _, name = path.partition(":")
     if not name or not module_name:
         raise ConfigError(f"{path!r} does not name a function; write module:function.")
-    if os.getcwd() not in sys.path:
-        sys.path.append(os.getcwd())
+    _look_here()
     try:
         module = importlib.import_module(module_name)
     except ModuleNotFoundError as error:
@@ -30,6 +31,30 @@ def load_function(path: str) -> Any:
     if not hasattr(module, name):
         raise ConfigError(f"{path!r}: the module {module_name} has no {name!r}.")
     return getattr(module, name)
+
+
+def function_fingerprint(path: str) -> str:
+    """What a manifest remembers of a function: its name, and a hash of the file that its module stands in.
+
+    What that file imports is not looked at. Of our own functions it is the name alone: manifests have our version
+    beside it, and another one does nothing again.
+    """
+    module_name = path.partition(":")[0]
+    if module_name.partition(".")[0] == __package__:
+        return path
+    _look_here()
+    try:
+        spec = find_spec(module_name)
+    except Exception:  # the modules above it are imported, and may raise anything; whoever loads it says so better
+        return path
+    if spec is None or spec.origin is None or not Path(spec.origin).is_file():
+        return path
+    return f"{path} {hashlib.md5(Path(spec.origin).read_bytes(), usedforsecurity=False).hexdigest()}"
+
+
+def _look_here() -> None:
+    if os.getcwd() not in sys.path:
+        sys.path.append(os.getcwd())
 
 
 def is_function_path(source: str) -> bool:

@@ -27,7 +27,7 @@ from tastemaker.config import to_json
 from tastemaker.console import say
 from tastemaker.errors import ConfigError
 from tastemaker.files import read_demonstrations, read_prompts, read_rankings, read_texts
-from tastemaker.functions import is_function_path, load_function
+from tastemaker.functions import function_fingerprint, is_function_path, load_function
 from tastemaker.guidelines import GUIDELINES
 from tastemaker.kept import digest
 from tastemaker.model import freeze
@@ -132,6 +132,12 @@ class Inputs:
         """Something that the stage depends on and that its own config does not hold."""
         self.known[name] = value if isinstance(value, str) else json.dumps(to_json(value))
 
+    def function(self, path: str) -> None:
+        """A Python function that the stage calls: a change of its module is a change of the stage."""
+        known = function_fingerprint(path)
+        if known != path:
+            self.setting(path, known)
+
     def personal_data_filter(self) -> PersonalDataFilter:
         """Leaves out training records that hold personal data, as the intake does with prompts."""
         config = self._recipe.prompts
@@ -144,8 +150,12 @@ class Inputs:
 
     def raters(self) -> Raters:
         people: object = "people"
-        if self._recipe.raters == "simulated":
-            people = {"simulation": to_json(self._recipe.simulation), "seed": self._recipe.seed}
+        if self._recipe.raters == "simulated" and self._recipe.simulation is not None:
+            simulation = self._recipe.simulation
+            people = {"simulation": to_json(simulation), "seed": self._recipe.seed}
+            for path in (simulation.raters, simulation.features, simulation.write, simulation.flags):
+                if path is not None:
+                    self.function(path)
         self.setting("people", people)
         return Raters(self._recipe, self.known["people"], self._database())
 
@@ -230,9 +240,13 @@ class Inputs:
             return str(self._variant_folder(name, selected=selected))
         return self._recipe.base.model if name == "base" else name
 
-    def start(self, init: str) -> Input[str]:
-        """What a reward model or a policy starts from: the base, or an SFT variant's last epoch."""
-        return self.model(start_model(init), selected=False)
+    def start(self, init: str, *, selected: bool) -> Input[str]:
+        """What a reward model or a policy starts from: the base, or an SFT variant.
+
+        Of one whose epoch is `selected`, a policy starts from that epoch. A reward model starts from the last, since
+        reward models are what selects.
+        """
+        return self.model(start_model(init), selected=selected)
 
     def reader(self) -> Input[Reader]:
         """The base's tokenizer and its context, without its weights."""
@@ -246,7 +260,8 @@ class Inputs:
     def scorer(self, name: str, *, budget: int = SCORING_BUDGET) -> Input[Scorer]:
         """A reward variant, or a Python function that scores."""
         if name not in self._recipe.reward:
-            return self._declare(f"reward {name}", name, lambda: FunctionScorer(load_function(name), name=name))
+            known = function_fingerprint(name)
+            return self._declare(f"reward {name}", known, lambda: FunctionScorer(load_function(name), name=name))
         folder = self._variant_folder(f"reward/{name}")
         precision = self._recipe.reward[name].optimizer.precision
 

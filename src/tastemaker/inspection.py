@@ -344,13 +344,13 @@ def subject_in_run(finished: Finished, config: Config, *, text: bool) -> Subject
     round_folder = finished.folder.resolve().parents[1]
     path = round_folder.parent / "recipe.json"
     if not path.is_file():
-        raise ConfigError(f"{path} is not there yet, as the run has not finished; name the stage, --model and --data.")
+        raise ConfigError(f"{path} is missing, which says what the run was given; name the stage, --model and --data.")
     recipe = from_mapping(Recipe, read_json(path), where=str(path))
     inputs = Inputs(recipe, round_folder, CPU)
     init = "base" if isinstance(config, SftConfig) else start_model(config.init)
     subject = Subject(
         config=config,
-        model=inputs.place_of(init, selected=False),
+        model=inputs.place_of(init, selected=isinstance(config, PpoConfig | DpoConfig)),
         seed=recipe.seed,
         texts=inputs.texts().load() if text and _mixes_text(config) else (),
     )

@@ -28,6 +28,7 @@ def run(recipe: Recipe, out: Path, *, max_memory: int | None = None) -> Path:
     """
     preflight.check(recipe)
     with Round(recipe, out, max_memory=max_memory) as round_:
+        write_json(out / "recipe.json", to_json(recipe))
         round_.prompts()
         round_.demonstrations()
         for variant in recipe.sft:
@@ -43,7 +44,6 @@ def run(recipe: Recipe, out: Path, *, max_memory: int | None = None) -> Path:
         if recipe.evaluation is not None:
             round_.evaluation()
         results = round_.results()
-    write_json(out / "recipe.json", to_json(recipe))
     write_json(out / "results.json", results)
     report = write_report(out)
     for claim in results["claims"]:

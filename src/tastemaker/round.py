@@ -142,7 +142,7 @@ class Round:
     def reward(self, variant: str) -> None:
         """Train a reward model on the rankings."""
         config, inputs = self.recipe.reward[variant], self.inputs()
-        init, seed = inputs.start(config.init), inputs.seed()
+        init, seed = inputs.start(config.init, selected=False), inputs.seed()
         train, validation = inputs.rankings("train"), inputs.rankings("validation")
         held_out, written = inputs.rankings("held-out"), inputs.demonstrations("train")
         # Of rankings that exist already, those of test prompts measure the accuracy.
@@ -172,7 +172,7 @@ class Round:
         self.train(f"5-reward/{variant}", config, inputs, work, forecast)
 
     def select(self, variant: str) -> None:
-        """Choose an SFT variant's epoch by reward score on validation prompts."""
+        """Choose an SFT variant's epoch by score on validation prompts."""
         judge, inputs = self.recipe.selection[variant], self.inputs()
         epochs, scorer = inputs.epochs(variant), inputs.scorer(judge)
         held_out, seed = inputs.prompts("validation"), inputs.seed()
@@ -329,7 +329,7 @@ class Round:
 
     def _ppo(self, name: str, config: PpoConfig) -> None:
         inputs = self.inputs()
-        init, seed = inputs.start(config.init), inputs.seed()
+        init, seed = inputs.start(config.init, selected=True), inputs.seed()
         asked, held_out = inputs.prompts("train"), inputs.held_out_texts()
         reward_model = inputs.model(f"reward/{config.reward}") if config.reward in self.recipe.reward else None
         text = inputs.texts() if config.ptx_coef else None
@@ -360,7 +360,7 @@ class Round:
 
     def _dpo(self, name: str, config: DpoConfig) -> None:
         inputs = self.inputs()
-        init, seed = inputs.start(config.init), inputs.seed()
+        init, seed = inputs.start(config.init, selected=True), inputs.seed()
         train, validation = inputs.rankings("train"), inputs.rankings("validation")
 
         @cache

@@ -77,7 +77,7 @@ def over_optimization(
                 "variant": variant,
                 "state": "checkpoint" if which.isdigit() else which or "finished",
                 "iteration": int(which) if which.isdigit() else policy.iterations,
-                "start": _start_of(round_, config, policy, contestant.reference) if comparable else None,
+                "start": _start_of(config, policy, contestant.reference) if comparable else None,
                 "beta": policy.kl_coef,
                 "reward": policy.reward,
                 "kl": max(0.0, model["kl"]),
@@ -95,10 +95,8 @@ def _optimised(round_: Round, contestant: Contestant) -> PpoConfig | None:
     return policy if isinstance(policy, PpoConfig) and _is_plain(contestant) else None
 
 
-def _start_of(round_: Round, config: EvaluationConfig, policy: PpoConfig, reference: str | None) -> str | None:
+def _start_of(config: EvaluationConfig, policy: PpoConfig, reference: str | None) -> str | None:
     """The contestant that is the model which PPO started from, if there is one whose KL is from the same reference."""
-    if policy.init in round_.recipe.selection:
-        return None  # contestants of that name are of the selected epoch, and PPO started from the last
     starts = (
         name
         for name, other in config.contestants.items()
@@ -139,12 +137,15 @@ class _Evaluation:
         collected = comparisons is not None and comparisons.source is None
         self._noise = inputs.json("4-comparisons/raters.json") if collected and self._raters.simulated else None
         self._sampling = Sampling(config, inputs, proxy, round_.load_model)
+        if config.gold is not None:
+            inputs.function(config.gold)
 
     def write(self, folder: Path) -> None:
         """Sample, judge, measure; write results, responses, answers and samples."""
         self.prompts = spread(self._sampling.fitting(self._test.load()), self.config.prompts)
         if not self.prompts:
             raise DataError("there are no test prompts to evaluate on; give more users, or prompts with split 'test'.")
+        self._sampling.check_text_losses()
         kept = Kept(folder / SAMPLED)
         responses = self._responses(kept)
         judged: list[Judged] = []

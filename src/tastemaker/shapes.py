@@ -136,7 +136,7 @@ def _prompt_from_pair(row: Row) -> list[Prompt]:
 
 
 def _prompt_from_instruction(row: Row) -> list[Prompt]:
-    return [_prompt(row, _turns_of_instruction(row, row.get("input")))]
+    return [_prompt(row, _turns_of_instruction(row, _input_of(row)))]
 
 
 def _prompts_from_instances(row: Row) -> list[Prompt]:
@@ -157,7 +157,7 @@ def _demonstration_from_conversations(row: Row) -> list[Demonstration]:
 
 
 def _demonstration_from_output(row: Row) -> list[Demonstration]:
-    return [_demonstration(row, _turns_of_instruction(row, row.get("input")), _text(row["output"], "output"))]
+    return [_demonstration(row, _turns_of_instruction(row, _input_of(row)), _text(row["output"], "output"))]
 
 
 def _demonstrations_from_instances(row: Row) -> list[Demonstration]:
@@ -186,7 +186,7 @@ def _ranking_from_conversations(row: Row) -> list[Ranking]:
 
 
 def _ranking_from_instruction(row: Row) -> list[Ranking]:
-    return _pair(row, _turns_of_instruction(row, row.get("input")), False)
+    return _pair(row, _turns_of_instruction(row, _input_of(row)), False)
 
 
 def _ranking_from_whole_conversations(row: Row) -> list[Ranking]:
@@ -308,6 +308,12 @@ def _turns_of_prompt(value: object) -> tuple[Messages, bool]:
     turns = _transcript(value, "prompt")
     # "...\n\nAssistant:" asks for the response that another field holds.
     return (turns[:-1] if turns[-1] == Message("assistant", "") else turns), True
+
+
+def _input_of(row: Row) -> object:
+    """What an instruction applies to. Dolly calls it `context`: without it, "summarise the passage" has no passage."""
+    given, context = row.get("input"), row.get("context")
+    return context if not given and isinstance(context, str) else given
 
 
 def _turns_of_instruction(row: Row, given_input: object) -> Messages:

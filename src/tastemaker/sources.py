@@ -14,7 +14,7 @@ from urllib.parse import parse_qsl
 from tastemaker.console import say
 from tastemaker.errors import ConfigError, DataError
 from tastemaker.files import Skipped, describe_skipped
-from tastemaker.functions import is_function_path, load_function
+from tastemaker.functions import function_fingerprint, is_function_path, load_function
 
 Record = TypeVar("Record")
 
@@ -44,7 +44,11 @@ def load_reporting(source: str, read: Callable[..., list[Record]], kind: type[Re
 
 
 def fingerprint(source: str | None) -> Path | str:
-    """What a stage's manifest remembers of a source: the content of a file or folder, the name of anything else."""
+    """What a stage's manifest remembers of a source: the content of a file or folder or of a function's module, the
+    name of anything else.
+    """
     if source is None:
         return "none"
+    if is_function_path(source):
+        return function_fingerprint(source)
     return Path(source) if Path(source).exists() else source

@@ -165,27 +165,31 @@ def wrap_tokenizer(library: Any, *, source: str = "the tokenizer", stop_texts: S
         )
     if getattr(library, "chat_template", None) is None:
         library.chat_template = CHAT_TEMPLATES[DEFAULT_CHAT_TEMPLATE]
-    stop_ids = [int(library.eos_token_id)]
+    closing = _check_template(library, source)
+    stop_ids = [int(library.eos_token_id), *closing]
     for text in stop_texts:
         ids = library.encode(text, add_special_tokens=False)
         if len(ids) != 1 or ids[0] == library.unk_token_id:
             raise ModelError(f"stop text {text!r} is not a single token of {source}; choose one that is.")
         stop_ids.append(int(ids[0]))
-    tokenizer = Tokenizer(
+    return Tokenizer(
         library=library,
         vocabulary=max(library.get_vocab().values()) + 1,  # len() would be too small where ids have gaps
         end_id=int(library.eos_token_id),
         stop_ids=tuple(dict.fromkeys(stop_ids)),
         control_texts=tuple(token.content for token in library.added_tokens_decoder.values() if token.special),
     )
-    _check_template(tokenizer, source)
-    return tokenizer
 
 
-def _check_template(tokenizer: Tokenizer, source: str) -> None:
-    """Refuse a template that rewrites the prompt once a reply follows: masks and log-probs would be of other tokens."""
-    turns = [{"role": "user", "content": "One two."}, {"role": "assistant", "content": "Three."}]
-    apply = tokenizer.library.apply_chat_template
+def _check_template(library: Any, source: str) -> list[int]:
+    """Refuse a template that rewrites the prompt once a reply follows: masks and log-probs would be of other tokens.
+
+    Returns the control token by which it closes a reply, if there is one: a model that was tuned on such turns ends
+    them so, and some (Gemma's, Phi's) never write the tokenizer's end token.
+    """
+    reply = "Three."
+    turns = [{"role": "user", "content": "One two."}, {"role": "assistant", "content": reply}]
+    apply = library.apply_chat_template
     try:
         prompt = str(apply(turns[:1], tokenize=False, add_generation_prompt=True))
         whole = str(apply(turns, tokenize=False))
@@ -196,6 +200,9 @@ def _check_template(tokenizer: Tokenizer, source: str) -> None:
             f"the chat template of {source} renders a prompt differently once a reply follows "
             f"({prompt!r} is not a prefix of {whole!r}). Use a template whose prompt stays as it is."
         )
+    ids = library.encode(whole[len(prompt) :].partition(reply)[2], add_special_tokens=False)
+    control = {int(one) for one, token in library.added_tokens_decoder.items() if token.special}
+    return [int(one) for one in ids[:1] if int(one) in control]
 
 
 def _adds_bos(library: Any) -> bool:

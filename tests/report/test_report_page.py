@@ -329,7 +329,7 @@ def test_of_one_category_the_first_samples_are_shown(demo_run: Path) -> None:
 
 def test_memory_is_called_what_it_is(demo_run: Path) -> None:
     """The processes' running maximum: a stage that needs little stands no lower than the one before it."""
-    assert "peak memory so far" in page_of(demo_run)[1].words
+    assert "peak memory" in page_of(demo_run)[1].words
 
 
 def test_missing_results_are_a_clear_error(tmp_path: Path) -> None:

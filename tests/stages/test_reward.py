@@ -370,6 +370,15 @@ def test_more_folds_than_raters_are_refused_before_training(base: str, tmp_path:
     assert list(tmp_path.iterdir()) == []
 
 
+def test_pairs_in_rows_of_their_own_are_said_to_weigh_like_prompts(capsys: pytest.CaptureFixture[str]) -> None:
+    pairs = [ranking("w3", [f"w{n}", "w9"], ((0,), (1,))) for n in (5, 6, 7)]
+    reward._say_if_apart([*pairs, ranking("w4", ["w5", "w6"], ((0,), (1,)))])
+    assert capsys.readouterr().err == "", "four of two prompts"
+    reward._say_if_apart(pairs)
+    said = "3 rankings of different responses have 1 prompts between them"
+    assert said in " ".join(capsys.readouterr().err.split())
+
+
 def test_scores_are_waited_for_once(base: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Losses and metrics are worked out of them on the processor."""
 

@@ -10,6 +10,7 @@ from typing import Any
 from tastemaker.artefacts import read_json
 from tastemaker.console import say
 from tastemaker.errors import ModelError
+from tastemaker.halves import Part, first_turn, in_part
 from tastemaker.metrics import read_metrics
 from tastemaker.records import Demonstration, Prompt, Ranking, Text
 
@@ -46,6 +47,30 @@ def _texts(record: Record) -> list[str]:
     if isinstance(record, Ranking):
         texts += [response.text for response in record.responses]
     return texts
+
+
+def warn_of_leaks(
+    rows: Sequence[Demonstration | Ranking], held_out: Sequence[Demonstration | Ranking], part: Part = "all"
+) -> None:
+    """Say where what is measured would be memory: prompts that are trained on too, rows that are marked as held out.
+
+    Conversations that begin alike are of the same prompt, as they are in a recipe.
+    """
+    from tastemaker.stages.prompts import overlap
+
+    trained = [row.prompt for row in rows if in_part(row.prompt, part)]
+    both = overlap([row.prompt for row in held_out], [*trained, *map(first_turn, trained)])
+    if both:
+        say(
+            f"warning: {len(both)} of {len(held_out)} held-out rows have a prompt that is trained on too. What is "
+            "measured on them is memory; leave them out of one of the files."
+        )
+    marked = sum(prompt.about.split in ("validation", "test") for prompt in trained)
+    if marked:
+        say(
+            f"warning: of {len(trained)} training rows {marked} have a 'split' of validation or test, and train all "
+            "the same."
+        )
 
 
 def warn_of_dropout(model: str, arguments: Sequence[str], value: float) -> None:

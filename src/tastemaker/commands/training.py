@@ -26,6 +26,7 @@ from tastemaker.commands.remarks import (
     reward_result,
     sft_result,
     warn_of_dropout,
+    warn_of_leaks,
     warn_of_unknown_tokens,
 )
 from tastemaker.files import read_demonstrations, read_prompts, read_rankings, read_texts
@@ -88,6 +89,7 @@ def sft(arguments: Sequence[str]) -> None:
         from tastemaker.stages.sft import train_sft
 
         warn_of_unknown_tokens(options.model, _named(options, data=rows, validation=held_out, text=text))
+        warn_of_leaks(rows, held_out)
         warn_of_dropout(options.model, arguments, config.residual_dropout)
         train_sft(
             folder,
@@ -132,7 +134,7 @@ class _RewardOptions:
     """Train a reward model on rankings by the K-wise loss (Eq. 1). Writes OUT/model and OUT/results.json."""
 
     model: str
-    """The model to start from: a folder, usually of an SFT model."""
+    """The model to start from, usually an SFT model's folder; a .gguf file or a hub name too."""
     data: str
     """Rankings: {"prompt", "responses", "ranking"}, {"prompt", "chosen", "rejected"}, HH transcripts."""
     out: Path
@@ -173,6 +175,7 @@ def reward(arguments: Sequence[str]) -> None:
 
         named = _named(options, data=rows, validation=measured[0], held_out_raters=measured[1], demonstrations=centred)
         warn_of_unknown_tokens(options.model, named)
+        warn_of_leaks(rows, [*measured[0], *measured[1]], config.part)
         train_reward_model(
             folder,
             config=config,
@@ -312,6 +315,7 @@ def dpo(arguments: Sequence[str]) -> None:
         from tastemaker.stages.dpo import train_dpo
 
         warn_of_unknown_tokens(init, _named(options, data=rows, validation=held_out))
+        warn_of_leaks(rows, held_out, config.part)
         train_dpo(
             folder,
             config=config,

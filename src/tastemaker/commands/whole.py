@@ -61,7 +61,7 @@ class _Parser(argparse.ArgumentParser):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _EvaluateOptions:
-    """Compare policies on prompts, judged by a reward model that none of them was trained on.
+    """Compare policies on prompts, judged by a reward model that none of them was trained on, or by a Python function.
 
     The first policy is compared with each of the others. For blind judging by people, use a recipe.
     """
@@ -117,7 +117,7 @@ def evaluate(arguments: Sequence[str]) -> None:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _ReportOptions:
-    """Write OUT/report.html from what a run has measured so far."""
+    """Write OUT/report.html anew, from the results of a run or an evaluation that has finished."""
 
     out: Annotated[tyro.conf.Positional[Path], tyro.conf.arg(metavar="OUT")]
     """The run's folder."""

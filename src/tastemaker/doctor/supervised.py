@@ -114,7 +114,7 @@ SFT_OVERFITTING = Kind(
     severity="note",
     title="The loss on held-out demonstrations rises",
     when=f"in SFT, the last `validation_loss` above the lowest by more than {OVERFIT:.0%}",
-    causes=("more epochs than the loss bears; the paper goes on all the same, because the reward score still rises",),
+    causes=("more epochs than the loss bears; the paper goes on all the same, because the score still rises",),
     tries=("choose the epoch by the reward model's score (`keep_epochs = all`)",),
 )
 UNLEARNED = Kind(

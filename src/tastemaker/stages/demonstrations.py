@@ -19,9 +19,9 @@ class DemonstrationsConfig:
     source: str | None = None
     """A file, dataset or Python function of ready demonstrations; none are collected then."""
     train: int | None = None
-    """Training prompts that get one (none: all)."""
+    """Training prompts that get one (none: all); with `source`, how many of the rows left over train."""
     validation: int | None = None
-    """Validation prompts that get one (none: all)."""
+    """Validation prompts that get one (none: all); with `source`, how many of its first rows only measure (none: 0)."""
 
     def __post_init__(self) -> None:
         check_range(self, "train", least=1)

@@ -28,7 +28,7 @@ from torch import Tensor
 from tastemaker import parallel, processes
 from tastemaker.artefacts import CHECKPOINT
 from tastemaker.checkpoint import Reader, new_reward_model, save_reward_model
-from tastemaker.console import through
+from tastemaker.console import say, through
 from tastemaker.corpus import permutation
 from tastemaker.errors import DataError
 from tastemaker.files import atomic_write, write_json
@@ -85,6 +85,7 @@ def train_reward_model(
     if held_out_raters:
         check_measurable(held_out_raters)
     folds = rater_folds(rankings, config.cross_validation_folds)
+    _say_if_apart(rankings)
     model = _train(folder, config, init, rankings, validation, device, seed, name=f"reward {folder.name}")
     scorer = ModelScorer(model, budget=config.microbatch_tokens, precision=config.optimizer.precision)
     if demonstrations:
@@ -128,6 +129,16 @@ def grouped(rankings: Sequence[Ranking]) -> list[list[Ranking]]:
     for ranking in rankings:
         groups.setdefault((ranking.prompt.messages, ranking.responses), []).append(ranking)
     return [group for group in groups.values() if any(len(ranking.order) > 1 for ranking in group)]
+
+
+def _say_if_apart(rankings: Sequence[Ranking]) -> None:
+    """Pairs of a prompt in rows of their own are no ranking of it (section 3.5): it is met as often as it has pairs."""
+    elements, prompts = len(grouped(rankings)), len({ranking.prompt.messages for ranking in rankings})
+    if elements > 2 * prompts:
+        say(
+            f"  {elements} rankings of different responses have {prompts} prompts between them, and each weighs like a "
+            "prompt; where all responses of a prompt were ranked together, give them as one row"
+        )
 
 
 def as_pairs(elements: Sequence[Element], *, seed: int) -> list[Element]:

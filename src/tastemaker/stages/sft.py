@@ -2,7 +2,7 @@
 
 The loss is on the response's tokens, its end token included; the prompt is masked (the paper does not say; a prompt is
 not something to imitate). Every epoch's model is kept unless `keep_epochs` is "last", because the paper chooses among
-them by reward score once a reward model exists: see `select_epoch`. With `pretraining_mix` a share of every batch's
+them by score once a reward model exists: see `select_epoch`. With `pretraining_mix` a share of every batch's
 sequences is pretraining text, which makes the model that PPO starts from and is held to (C.3: 2 epochs, 10 %).
 
 Departure: residual dropout (0.2 in the paper) is applied where the architecture has it; Llama-like ones have none.
@@ -193,7 +193,7 @@ def select_epoch(folder: Path, *, scores: dict[str, float], epochs: Path) -> Pat
     `scores` maps the name of each kept epoch to its mean score; ties go to the earlier epoch.
     """
     best = max(sorted(scores), key=lambda name: scores[name])
-    choice: dict[str, Any] = {"chosen": best, "by": "mean reward score on validation prompts", "scores": scores}
+    choice: dict[str, Any] = {"chosen": best, "by": "mean score on validation prompts", "scores": scores}
     policy = load_policy(str(epochs / best))
     save_policy(folder / "model", policy)
     write_json(folder / "choice.json", choice)

@@ -1,7 +1,7 @@
 """Who takes part in an evaluation, and their responses.
 
 A contestant is a model, a model with a few-shot prefix, or best-of-n sampling against the reward model (the baseline
-policy of Stiennon et al.). The few-shot prefix of a base model is the best of many by reward score on validation
+policy of Stiennon et al.). The few-shot prefix of a base model is the best of many by score on validation
 prompts, as the paper's was (section 3.5), so that the comparison is with a base at its best.
 """
 
@@ -31,7 +31,7 @@ from tastemaker.tokenizer import Tokenizer
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class FewShot:
-    """A prefix of worked examples: the best of `candidates` random sets of `shots`, by reward score."""
+    """A prefix of worked examples: the best of `candidates` random sets of `shots`, by the reward model's score."""
 
     source: str | None = None
     """A file, dataset or Python function of demonstrations to draw from; None: the training demonstrations."""

@@ -1,0 +1,42 @@
+"""Python functions that recipes name: a manifest remembers the code that they stand in."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import pytest
+
+from tastemaker import sources
+from tastemaker.functions import function_fingerprint, load_function
+
+
+@pytest.fixture(autouse=True)
+def _here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", [*sys.path])
+
+
+def test_another_text_of_the_module_is_another_function(tmp_path: Path) -> None:
+    module = tmp_path / "taste_one.py"
+    module.write_text("def score(prompts, responses, records):\n    return [1.0 for _ in responses]\n")
+    before = function_fingerprint("taste_one:score")
+    assert before.startswith("taste_one:score ")
+    assert sources.fingerprint("taste_one:score") == before
+    assert load_function("taste_one:score")([], ["a"], []) == [1.0]
+    module.write_text(module.read_text().replace("1.0", "2.0"))
+    assert function_fingerprint("taste_one:score") != before
+    module.write_text(module.read_text().replace("2.0", "1.0"))
+    assert function_fingerprint("taste_one:score") == before
+
+
+def test_of_what_has_no_file_the_name_is_remembered(tmp_path: Path) -> None:
+    (tmp_path / "taste_broken").mkdir()
+    (tmp_path / "taste_broken/__init__.py").write_text("raise OSError('no')\n")
+    for path in ("taste_nowhere:score", "taste_broken.inner:score", "sys:intern"):
+        assert function_fingerprint(path) == path
+
+
+def test_our_own_functions_go_by_their_name() -> None:
+    path = "tastemaker.tinyworld.study:gold"
+    assert function_fingerprint(path) == path
