@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -120,6 +121,15 @@ def test_the_token_by_which_a_template_closes_a_reply_ends_responses_too() -> No
     assert wrap_tokenizer(train_bpe()).stop_ids == (closing,), "which is the end token here"
     ordinary = train_bpe(template="{% for m in messages %}{{ m.content }}. {% endfor %}")
     assert wrap_tokenizer(ordinary).stop_ids == (closing,), "the full stop is no control token"
+
+
+def test_a_template_that_writes_the_date_says_the_same_on_every_day() -> None:
+    dated = "{% if strftime_now is defined %}{% set day = strftime_now('%A, %d %b %Y') %}{% endif %}{{ day }}: "
+    tokenizer = wrap_tokenizer(train_bpe(template=dated + CHATML))
+    rendered = tokenizer.decode(tokenizer.prompt_ids(as_messages("the cat")))
+    assert rendered.startswith("Friday, 26 Jul 2024: <|im_start|>user")
+    assert datetime(2024, 7, 26).strftime("%A, %d %b %Y") == "Friday, 26 Jul 2024"
+    assert tokenizer.library.chat_template == dated + CHATML, "what is saved with the model is as it was"
 
 
 def test_the_default_template() -> None:

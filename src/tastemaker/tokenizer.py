@@ -31,6 +31,25 @@ CHAT_TEMPLATES: Mapping[str, str] = {
     ),
 }
 DEFAULT_CHAT_TEMPLATE = "plain"
+# Templates that write today's date are told one day always, which is Llama 3.2's own where it knows none: a reward
+# model trained on one day is asked on another, and a run that goes on after midnight is the same run. The library lets
+# no function in, so this is a macro by the name of its function.
+DAY = {
+    "%d": "26",
+    "%-d": "26",
+    "%b": "Jul",
+    "%B": "July",
+    "%m": "07",
+    "%Y": "2024",
+    "%y": "24",
+    "%A": "Friday",
+    "%a": "Fri",
+}
+ON_ONE_DAY = (
+    "{%- macro strftime_now(format) -%}{{ format"
+    + "".join(f" | replace('{sign}', '{text}')" for sign, text in DAY.items())
+    + " }}{%- endmacro -%}"
+)
 
 # Private-use characters around the number of a message whose content must not be read as control tokens.
 _OPEN, _CLOSE = "\ue000", "\ue001"
@@ -104,7 +123,7 @@ class Tokenizer:
     def _render(self, messages: Messages) -> str:
         turns = [message.to_json() for message in messages]
         try:
-            return str(self.library.apply_chat_template(turns, tokenize=False, add_generation_prompt=True))
+            return _rendered(self.library, turns, add_generation_prompt=True)
         except TemplateError as error:
             roles = ", ".join(message.role for message in messages)
             raise ModelError(
@@ -189,10 +208,9 @@ def _check_template(library: Any, source: str) -> list[int]:
     """
     reply = "Three."
     turns = [{"role": "user", "content": "One two."}, {"role": "assistant", "content": reply}]
-    apply = library.apply_chat_template
     try:
-        prompt = str(apply(turns[:1], tokenize=False, add_generation_prompt=True))
-        whole = str(apply(turns, tokenize=False))
+        prompt = _rendered(library, turns[:1], add_generation_prompt=True)
+        whole = _rendered(library, turns, add_generation_prompt=False)
     except Exception as error:  # templates run arbitrary Jinja code
         raise ModelError(f"the chat template of {source} fails on a plain question and reply: {error}.") from error
     if not whole.startswith(prompt):
@@ -203,6 +221,15 @@ def _check_template(library: Any, source: str) -> list[int]:
     ids = library.encode(whole[len(prompt) :].partition(reply)[2], add_special_tokens=False)
     control = {int(one) for one, token in library.added_tokens_decoder.items() if token.special}
     return [int(one) for one in ids[:1] if int(one) in control]
+
+
+def _rendered(library: Any, turns: list[dict[str, str]], *, add_generation_prompt: bool) -> str:
+    """A conversation through the model's template, on the same day whenever it is asked."""
+    options: dict[str, Any] = {"add_generation_prompt": add_generation_prompt}
+    template = library.get_chat_template()
+    if "strftime_now" in template:
+        options["chat_template"] = ON_ONE_DAY + template
+    return str(library.apply_chat_template(turns, tokenize=False, **options))
 
 
 def _adds_bos(library: Any) -> bool:
