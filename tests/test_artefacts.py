@@ -143,6 +143,22 @@ def test_an_interrupted_stage_with_other_settings_begins_anew(out: Path) -> None
     assert set(contents(out)) == {"result.txt", MANIFEST}
 
 
+def test_progress_is_not_dropped_without_a_word(out: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    def killed(folder: Path) -> None:
+        (folder / CHECKPOINT).mkdir(exist_ok=True)
+        raise KeyboardInterrupt
+
+    given: dict[str, Path | str] = {"reward": "taste:score 1f", "data": "d"}
+    for config, reward, said in (
+        (Settings(), "taste:score 1f", ""),
+        (Settings(), "taste:score 2e", "s begins anew: it was begun with other reward"),
+        (Settings(rate=0.1), "taste:score 3d", "s begins anew: it was begun with other settings, reward"),
+    ):
+        with pytest.raises(KeyboardInterrupt):
+            stage(out, killed, config=config, inputs=given | {"reward": reward})
+        assert capsys.readouterr().err.strip() == said
+
+
 def test_a_started_file_that_a_kill_tore_begins_anew(out: Path) -> None:
     out.mkdir()
     (out / STARTED).write_text('{"stage": ')

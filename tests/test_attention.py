@@ -235,14 +235,14 @@ def test_how_attention_is_computed_follows_from_where_and_what(changes: dict[str
     assert attention.choose_way(**HALF | changes) == way
 
 
-def test_gradients_of_shared_values_are_not_added_up_in_bf16() -> None:
-    """Three responses share two tokens; each adds its part to the gradient of their values."""
+def test_gradients_of_shared_tokens_are_not_added_up_in_bf16() -> None:
+    """Three responses share two tokens; each adds its part to the gradient of their keys and values."""
     packed = pack([[1, 2, 3], [1, 2, 4, 5], [1, 2, 6]], groups=[3])
     generator = torch.Generator().manual_seed(0)
-    query, key, value = (torch.randn(2, len(packed.id_N), 8, generator=generator) for _ in range(3))
-    half = value.bfloat16().requires_grad_()
+    query, key, value = (torch.randn(2, len(packed.id_N), 8, generator=generator).bfloat16() for _ in range(3))
+    inputs = key.requires_grad_(), value.requires_grad_()
     with torch.autocast("cpu", dtype=torch.bfloat16):
-        attended = attention._attend_by_library(query, key, half, packed, None, 0.3)
+        attended = attention._attend_by_library(query, *inputs, packed, None, 0.3)
     with counting() as work:
         attended.float().sum().backward()  # type: ignore[no-untyped-call]
     by_token = tuple(value.shape)

@@ -3,12 +3,18 @@
 from __future__ import annotations
 
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import torch
 
-from tastemaker import sources
+from tastemaker import inputs, sources
+from tastemaker.config import load_recipe
 from tastemaker.functions import function_fingerprint, load_function
+from tastemaker.recipe import Recipe
+
+SMOKE = Path(__file__).parents[1] / "recipes" / "smoke.toml"
 
 
 @pytest.fixture(autouse=True)
@@ -28,6 +34,18 @@ def test_another_text_of_the_module_is_another_function(tmp_path: Path) -> None:
     assert function_fingerprint("taste_one:score") != before
     module.write_text(module.read_text().replace("2.0", "1.0"))
     assert function_fingerprint("taste_one:score") == before
+
+
+def test_raters_of_another_code_are_other_raters(tmp_path: Path) -> None:
+    """Their answers lie in studies whose names hold the fingerprint, so they are asked anew."""
+    recipe = load_recipe(SMOKE, Recipe)
+    assert recipe.simulation is not None
+    assert "functions" not in inputs.Inputs(recipe, tmp_path, torch.device("cpu")).raters().fingerprint
+    (tmp_path / "taste_two.py").write_text("def features(*_): return {}\n")
+    recipe = replace(recipe, simulation=replace(recipe.simulation, features="taste_two:features"))
+    before = inputs.Inputs(recipe, tmp_path, torch.device("cpu")).raters().fingerprint
+    (tmp_path / "taste_two.py").write_text("def features(*_): return {'length': 1.0}\n")
+    assert inputs.Inputs(recipe, tmp_path, torch.device("cpu")).raters().fingerprint != before
 
 
 def test_of_what_has_no_file_the_name_is_remembered(tmp_path: Path) -> None:

@@ -63,6 +63,7 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
     run = tmp_path_factory.mktemp("finished")
     recipe, folder = load_recipe(SMOKE, Recipe), run / "round-1"
     write_json(run / "recipe.json", to_json(recipe))
+    write_json(run / "results.json", {})
     prompts = sources.load(recipe.prompts.source, read_prompts, Prompt, seed=recipe.seed)
     write_records(folder / "1-prompts/train.jsonl", prompts[:40])
     init = save_random_base(folder / "3-sft/ppo-init/model", seed=1)

@@ -6,14 +6,11 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-import torch
 from tests.models import make_tokenizer, save_model
 
 from tastemaker.config import load_recipe
 from tastemaker.errors import ConfigError
-from tastemaker.evaluation_sampling import Sampling
-from tastemaker.inputs import Inputs
-from tastemaker.model import LanguageModel
+from tastemaker.evaluation_sampling import check_text_losses
 from tastemaker.recipe import Recipe
 from tastemaker.round import Round
 from tastemaker.round_evaluation import over_optimization
@@ -79,27 +76,18 @@ def test_a_policy_is_scored_by_the_reward_model_that_it_was_optimised_for(tmp_pa
 
 def test_text_losses_of_other_tokens_are_not_compared(tmp_path: Path) -> None:
     """Nats a token of a tokenizer with longer tokens are more, whichever model is the better one."""
-    (tmp_path / "1-prompts").mkdir()
-    (tmp_path / "1-prompts/validation.jsonl").touch()
-    one, same, other = (
-        str(save_model(tmp_path / name, seed=seed)) for seed, name in enumerate(("one", "same", "other"))
-    )
+    base, same, other = (str(save_model(tmp_path / name)) for name in ("base", "same", "other"))
     tokenizer = make_tokenizer()
     tokenizer.add_tokens(["w1w2"])
     tokenizer.save_pretrained(other)
-    recipe = load_recipe(RECIPE, Recipe)
 
     def check(a: str, b: str) -> None:
-        assert recipe.evaluation is not None
         claim = Claim(id="6", statement="-", checks=(Check(measure="text_loss_difference", a="a", b="b", below=0.0),))
         contestants = {"a": Contestant(model=a), "b": Contestant(model=b)}
-        config = EvaluationConfig(contestants=contestants, pairs=(("a", "b"),), claims=(claim,))
-        Sampling(config, Inputs(recipe, tmp_path, torch.device("cpu")), None, no_model).check_text_losses()
+        check_text_losses(EvaluationConfig(contestants=contestants, pairs=(("a", "b"),), claims=(claim,)), base)
 
-    check(one, same)
-    with pytest.raises(ConfigError, match="claim 6 compares the text losses of a and b, whose tokenizers differ"):
-        check(one, other)
-
-
-def no_model(source: str, stop_texts: tuple[str, ...]) -> LanguageModel:
-    raise AssertionError("no weights are needed")
+    check("base", same)
+    check("policy/ppo:ema", "sft/baseline")
+    for first, second in (("base", other), (other, "policy/ppo"), (same, other)):
+        with pytest.raises(ConfigError, match="claim 6 compares the text losses of a and b, whose tokenizers differ"):
+            check(first, second)

@@ -60,7 +60,7 @@ def test_white_space_of_a_plain_prompt_is_its_own() -> None:
     ("row", "content"),
     [
         ({"instruction": "Translate.", "input": "Baum"}, "Translate.\n\nBaum"),
-        ({"instruction": "Translate.", "context": "Baum", "response": "Tree."}, "Translate.\n\nBaum"),
+        ({"instruction": "Translate.", "context": "Baum"}, "Translate.\n\nBaum"),
         ({"instruction": "Translate.", "input": "Baum", "context": "of a lesson"}, "Translate.\n\nBaum"),
         ({"instruction": "Name a tree.", "context": ["not", "text"]}, "Name a tree."),
         ({"instruction": "Name a tree.", "input": ""}, "Name a tree."),
@@ -94,6 +94,14 @@ def test_one_demonstration_in_many_shapes(row: Row) -> None:
     author = Author(rater="r1", origin="human")
     prompt = Prompt(messages=TURNS, about=About(id="d"))
     assert demonstrations_in(row) == [Demonstration(prompt=prompt, response="Elm.", author=author)]
+
+
+def test_the_passage_of_an_instruction_is_read_once() -> None:
+    """Dolly's fields: the passage is part of the prompt, and no field beside it."""
+    row: Row = {"instruction": "Summarise it.", "context": "A tale.", "response": "In short.", "category": "summary"}
+    prompt = Prompt(messages=(Message("user", "Summarise it.\n\nA tale."),), about=About(category="summary"))
+    assert prompts_in(row) == [prompt]
+    assert demonstrations_in(row) == [Demonstration(prompt=prompt, response="In short.")]
 
 
 def test_instances_of_one_instruction() -> None:

@@ -16,7 +16,7 @@ from transformers import PreTrainedTokenizerFast
 
 from tastemaker.errors import ModelError
 from tastemaker.records import Message, Messages
-from tastemaker.tokenizer import CHAT_TEMPLATES, Tokenizer, as_messages, load_tokenizer, wrap_tokenizer
+from tastemaker.tokenizer import CHAT_TEMPLATES, DAY, Tokenizer, as_messages, load_tokenizer, wrap_tokenizer
 
 CHATML = (
     "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n{% endfor %}"
@@ -119,16 +119,25 @@ def test_the_token_by_which_a_template_closes_a_reply_ends_responses_too() -> No
     ids = tokenizer.response_ids("the cat", finished=False)
     assert tokenizer.response_text([*ids, closing]) == "the cat"
     assert wrap_tokenizer(train_bpe()).stop_ids == (closing,), "which is the end token here"
+    after_a_line = train_bpe(template=CHATML.replace("<|im_end|>", "\n<|im_end|>"))
+    after_a_line.eos_token = "<|endoftext|>"
+    assert wrap_tokenizer(after_a_line).stop_ids == (end, closing)
     ordinary = train_bpe(template="{% for m in messages %}{{ m.content }}. {% endfor %}")
     assert wrap_tokenizer(ordinary).stop_ids == (closing,), "the full stop is no control token"
+    words = make_tokenizer()
+    words.chat_template = "{% for m in messages %}{{ m.content }} unheard-of {% endfor %}"
+    assert wrap_tokenizer(words).stop_ids == (words.eos_token_id,), "an unknown word is a control token, but no end"
 
 
 def test_a_template_that_writes_the_date_says_the_same_on_every_day() -> None:
-    dated = "{% if strftime_now is defined %}{% set day = strftime_now('%A, %d %b %Y') %}{% endif %}{{ day }}: "
+    dated = (
+        "{% if strftime_now is defined %}{% set day = strftime_now('%A, %d %b %Y %H:%M %p') %}{% endif %}{{ day }}: "
+    )
     tokenizer = wrap_tokenizer(train_bpe(template=dated + CHATML))
     rendered = tokenizer.decode(tokenizer.prompt_ids(as_messages("the cat")))
-    assert rendered.startswith("Friday, 26 Jul 2024: <|im_start|>user")
-    assert datetime(2024, 7, 26).strftime("%A, %d %b %Y") == "Friday, 26 Jul 2024"
+    assert rendered.startswith("Friday, 26 Jul 2024 00:00 AM: <|im_start|>user")
+    for sign, text in DAY.items():
+        assert datetime(2024, 7, 26).strftime(sign) == text, sign
     assert tokenizer.library.chat_template == dated + CHATML, "what is saved with the model is as it was"
 
 

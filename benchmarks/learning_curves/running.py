@@ -48,7 +48,7 @@ class Setup:
 
 def read_setup(run: Path, *, variant: str, iterations: int | None, threads: int | None, out: Path) -> Setup:
     """The setup that a finished run's recipe gives; with `iterations` shorter or longer than there."""
-    if not (run / "recipe.json").exists():
+    if not (run / "results.json").exists():
         raise ConfigError(f"{run} is not the folder of a finished run; `make demo` makes one, out/demo.")
     recipe = from_mapping(Recipe, read_json(run / "recipe.json"), where=str(run / "recipe.json"))
     config = recipe.policy.get(variant)

@@ -32,6 +32,7 @@ from typing import Any
 
 from tastemaker import __version__
 from tastemaker.config import to_json
+from tastemaker.console import say
 from tastemaker.errors import DataError, TastemakerError, TrainingError
 from tastemaker.files import atomic_write, write_json
 
@@ -190,6 +191,14 @@ def _same_task(done: Mapping[str, Any], task: Mapping[str, Any]) -> bool:
     return all(done.get(name) == json.loads(json.dumps(task[name])) for name in ("stage", "config", "inputs"))
 
 
+def _what_differs(earlier: Mapping[str, Any], task: Mapping[str, Any]) -> str:
+    before, now = earlier.get("inputs", {}), task["inputs"]
+    names = sorted(name for name in {**before, **now} if before.get(name) != now.get(name))
+    if earlier.get("config") != json.loads(json.dumps(task["config"])):
+        names.insert(0, "settings")
+    return f"other {', '.join(names)}" if names else "something else"
+
+
 def _outputs_stand(folder: Path, done: Mapping[str, Any]) -> bool:
     return bool(hash_tree(folder) == done.get("outputs"))
 
@@ -206,6 +215,8 @@ def _seconds_spent(folder: Path, task: Mapping[str, Any], keep: str | None) -> f
             if earlier.pop("stopped", None) is not None:  # it goes on
                 write_json(started, earlier)
         else:  # another task was interrupted here; its mark goes last, so that a kill here leaves it to be seen
+            if (folder / CHECKPOINT).exists():
+                say(f"  {task['stage']} begins anew: it was begun with {_what_differs(earlier, task)}")
             earlier = {}
             _clear(folder, but=(STARTED, keep))
     elif folder.exists() and any(folder.iterdir()):

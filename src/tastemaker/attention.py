@@ -198,7 +198,7 @@ def _attend_by_library(
         return spread_EMD.view(len(x_END), sequences, longest, -1).transpose(0, 1)
 
     if packed.shares and torch.is_autocast_enabled(value_GND.device.type):
-        value_GND = value_GND.float()  # gradients of those who share a token are added up, which is not for bf16
+        key_GND, value_GND = key_GND.float(), value_GND.float()  # sharers' gradients are added up: not in bf16
     attended_SHTD = attend_padded(
         spread(query_HND),
         spread(key_GND),

@@ -17,7 +17,7 @@ from tastemaker.console import through
 from tastemaker.corpus import encode_texts, text_loss
 from tastemaker.errors import ConfigError
 from tastemaker.files import read_demonstrations
-from tastemaker.inputs import Input, Inputs
+from tastemaker.inputs import FOLDERS, Input, Inputs
 from tastemaker.kept import Kept, digest
 from tastemaker.model import LanguageModel, count_parameters
 from tastemaker.records import Demonstration, Prompt, messages_hash
@@ -83,25 +83,6 @@ class Sampling:
             what = f"test prompts (contestant {name!r})"
             kept = leaving_room(kept, reader, new_tokens=new_tokens, prefix_tokens=tokens, what=what)
         return kept
-
-    def check_text_losses(self) -> None:
-        """Refuse claims that compare losses a token of models whose tokens are different ones.
-
-        Raises:
-            ConfigError: such a claim; tokens of a larger vocabulary are longer, and their losses larger.
-        """
-        for claim in self.config.claims:
-            for check in claim.checks:
-                if check.measure not in ("text_loss_difference", "text_loss_recovered"):
-                    continue
-                names = [name for name in (check.a, check.b, check.base) if name in self.config.contestants]
-                models = [self._models[self.config.contestants[name].model].load() for name in names]
-                first, *others = (load_reader(model).tokenizer.library.get_vocab() for model in models)
-                if any(other != first for other in others):
-                    raise ConfigError(
-                        f"claim {claim.id} compares the text losses of {' and '.join(names)}, whose tokenizers differ; "
-                        "nats a token mean something else for each, so leave that check out."
-                    )
 
     def contest(self, name: str, kept: Kept) -> list[dict[str, Any]]:
         """The few-shot prefixes that were tried for a contestant, with their scores; none where it has no prefix."""
@@ -202,6 +183,29 @@ class Sampling:
                 self._loaded.pop(next(iter(self._loaded)))
             self._loaded[wanted] = self._load_model(*wanted)
         return self._loaded[wanted]
+
+
+def check_text_losses(config: EvaluationConfig, base: str) -> None:
+    """Refuse claims that compare losses a token of models whose tokens are different ones.
+
+    What a run trains has the tokens of its `base`.
+
+    Raises:
+        ConfigError: such a claim; tokens of a larger vocabulary are longer, and their losses larger.
+    """
+    for claim in config.claims:
+        for check in claim.checks:
+            if check.measure not in ("text_loss_difference", "text_loss_recovered"):
+                continue
+            names = [name for name in (check.a, check.b, check.base) if name in config.contestants]
+            models = [config.contestants[name].model for name in names]
+            sources = {base if name == "base" or name.partition("/")[0] in FOLDERS else name for name in models}
+            vocabularies = [load_reader(source).tokenizer.library.get_vocab() for source in sources]
+            if any(other != vocabularies[0] for other in vocabularies[1:]):
+                raise ConfigError(
+                    f"claim {claim.id} compares the text losses of {' and '.join(names)}, whose tokenizers differ; "
+                    "nats a token mean something else for each, so leave that check out."
+                )
 
 
 def sampled_decoding(config: EvaluationConfig) -> DecodingConfig:

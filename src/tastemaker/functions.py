@@ -36,8 +36,8 @@ def load_function(path: str) -> Any:
 def function_fingerprint(path: str) -> str:
     """What a manifest remembers of a function: its name, and a hash of the file that its module stands in.
 
-    What that file imports is not looked at. Of our own functions it is the name alone: manifests have our version
-    beside it, and another one does nothing again.
+    What that file imports is not looked at. Of our own functions it is the name alone: a new version of ours is no
+    reason to do everything again.
     """
     module_name = path.partition(":")[0]
     if module_name.partition(".")[0] == __package__:

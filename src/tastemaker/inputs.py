@@ -149,13 +149,14 @@ class Inputs:
         return self._recipe.seed
 
     def raters(self) -> Raters:
-        people: object = "people"
+        people: str | dict[str, object] = "people"
         if self._recipe.raters == "simulated" and self._recipe.simulation is not None:
             simulation = self._recipe.simulation
             people = {"simulation": to_json(simulation), "seed": self._recipe.seed}
-            for path in (simulation.raters, simulation.features, simulation.write, simulation.flags):
-                if path is not None:
-                    self.function(path)
+            named = (simulation.raters, simulation.features, simulation.write, simulation.flags)
+            changing = {path: function_fingerprint(path) for path in named if path is not None}
+            if functions := {path: known for path, known in changing.items() if known != path}:
+                people["functions"] = functions
         self.setting("people", people)
         return Raters(self._recipe, self.known["people"], self._database())
 

@@ -14,6 +14,7 @@ from pathlib import Path
 from tastemaker import preflight
 from tastemaker.config import to_json
 from tastemaker.console import say
+from tastemaker.evaluation_sampling import check_text_losses
 from tastemaker.files import write_json
 from tastemaker.recipe import Recipe
 from tastemaker.report import write_report
@@ -25,10 +26,14 @@ def run(recipe: Recipe, out: Path, *, max_memory: int | None = None) -> Path:
 
     Raises:
         AnswersMissing: people have to answer queued tasks first; run again afterwards.
+        ConfigError, DataError, ModelError: what the recipe names is not there, or does not go together.
     """
     preflight.check(recipe)
+    if recipe.evaluation is not None:
+        check_text_losses(recipe.evaluation, recipe.base.model)
     with Round(recipe, out, max_memory=max_memory) as round_:
-        write_json(out / "recipe.json", to_json(recipe))
+        if not (out / "results.json").exists():  # which are of the recipe beside them
+            write_json(out / "recipe.json", to_json(recipe))
         round_.prompts()
         round_.demonstrations()
         for variant in recipe.sft:
@@ -44,6 +49,7 @@ def run(recipe: Recipe, out: Path, *, max_memory: int | None = None) -> Path:
         if recipe.evaluation is not None:
             round_.evaluation()
         results = round_.results()
+    write_json(out / "recipe.json", to_json(recipe))
     write_json(out / "results.json", results)
     report = write_report(out)
     for claim in results["claims"]:

@@ -145,7 +145,6 @@ class _Evaluation:
         self.prompts = spread(self._sampling.fitting(self._test.load()), self.config.prompts)
         if not self.prompts:
             raise DataError("there are no test prompts to evaluate on; give more users, or prompts with split 'test'.")
-        self._sampling.check_text_losses()
         kept = Kept(folder / SAMPLED)
         responses = self._responses(kept)
         judged: list[Judged] = []

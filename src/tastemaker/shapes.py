@@ -51,7 +51,7 @@ TIE: WeakOrder = ((0, 1),)
 # shape's "messages" beside its own would be written as one row and read back as something else.
 SHAPE_KEYS = frozenset(
     "prompt completion messages conversations system instruction input output history instances "
-    "chosen rejected responses ranking finished text".split()
+    "chosen rejected response responses ranking finished text".split()
 )
 
 ROLES: Mapping[str, Role] = {"system": "system", "user": "user", "assistant": "assistant"}
@@ -136,7 +136,8 @@ def _prompt_from_pair(row: Row) -> list[Prompt]:
 
 
 def _prompt_from_instruction(row: Row) -> list[Prompt]:
-    return [_prompt(row, _turns_of_instruction(row, _input_of(row)))]
+    row = _with_input(row)
+    return [_prompt(row, _turns_of_instruction(row, row.get("input")))]
 
 
 def _prompts_from_instances(row: Row) -> list[Prompt]:
@@ -157,7 +158,9 @@ def _demonstration_from_conversations(row: Row) -> list[Demonstration]:
 
 
 def _demonstration_from_output(row: Row) -> list[Demonstration]:
-    return [_demonstration(row, _turns_of_instruction(row, _input_of(row)), _text(row["output"], "output"))]
+    row = _with_input(row)
+    name = "output" if "output" in row else "response"
+    return [_demonstration(row, _turns_of_instruction(row, row.get("input")), _text(row[name], name))]
 
 
 def _demonstrations_from_instances(row: Row) -> list[Demonstration]:
@@ -186,7 +189,8 @@ def _ranking_from_conversations(row: Row) -> list[Ranking]:
 
 
 def _ranking_from_instruction(row: Row) -> list[Ranking]:
-    return _pair(row, _turns_of_instruction(row, _input_of(row)), False)
+    row = _with_input(row)
+    return _pair(row, _turns_of_instruction(row, row.get("input")), False)
 
 
 def _ranking_from_whole_conversations(row: Row) -> list[Ranking]:
@@ -220,6 +224,7 @@ DEMONSTRATION_SHAPES: Shapes[Demonstration] = (
     (("conversations",), _demonstration_from_conversations),
     (("instruction", "instances"), _demonstrations_from_instances),
     (("instruction", "output"), _demonstration_from_output),
+    (("instruction", "response"), _demonstration_from_output),
 )
 RANKING_SHAPES: Shapes[Ranking] = (
     (("prompt", "responses", "ranking"), _ranking_from_responses),
@@ -310,10 +315,11 @@ def _turns_of_prompt(value: object) -> tuple[Messages, bool]:
     return (turns[:-1] if turns[-1] == Message("assistant", "") else turns), True
 
 
-def _input_of(row: Row) -> object:
-    """What an instruction applies to. Dolly calls it `context`: without it, "summarise the passage" has no passage."""
-    given, context = row.get("input"), row.get("context")
-    return context if not given and isinstance(context, str) else given
+def _with_input(row: Row) -> Row:
+    """Dolly calls `context` what an instruction applies to: without it, "summarise the passage" has no passage."""
+    if row.get("input") or not isinstance(row.get("context"), str):
+        return row
+    return {name: value for name, value in row.items() if name != "context"} | {"input": row["context"]}
 
 
 def _turns_of_instruction(row: Row, given_input: object) -> Messages:

@@ -35,20 +35,14 @@ DEFAULT_CHAT_TEMPLATE = "plain"
 # model trained on one day is asked on another, and a run that goes on after midnight is the same run. The library lets
 # no function in, so this is a macro by the name of its function.
 DAY = {
-    "%d": "26",
-    "%-d": "26",
-    "%b": "Jul",
-    "%B": "July",
-    "%m": "07",
-    "%Y": "2024",
-    "%y": "24",
-    "%A": "Friday",
-    "%a": "Fri",
+    **{"%-d": "26", "%d": "26", "%e": "26", "%j": "208", "%-m": "7", "%m": "07", "%b": "Jul", "%B": "July"},
+    **{"%y": "24", "%Y": "2024", "%a": "Fri", "%A": "Friday", "%F": "2024-07-26"},
+    **{"%H": "00", "%I": "12", "%M": "00", "%S": "00", "%p": "AM", "%T": "00:00:00"},
 }
 ON_ONE_DAY = (
     "{%- macro strftime_now(format) -%}{{ format"
     + "".join(f" | replace('{sign}', '{text}')" for sign, text in DAY.items())
-    + " }}{%- endmacro -%}"
+    + " }}{%- endmacro %}\n"
 )
 
 # Private-use characters around the number of a message whose content must not be read as control tokens.
@@ -184,8 +178,8 @@ def wrap_tokenizer(library: Any, *, source: str = "the tokenizer", stop_texts: S
         )
     if getattr(library, "chat_template", None) is None:
         library.chat_template = CHAT_TEMPLATES[DEFAULT_CHAT_TEMPLATE]
-    closing = _check_template(library, source)
-    stop_ids = [int(library.eos_token_id), *closing]
+    after_reply = _check_template(library, source)
+    stop_ids = [int(library.eos_token_id), *_closing_ids(library, after_reply)]
     for text in stop_texts:
         ids = library.encode(text, add_special_tokens=False)
         if len(ids) != 1 or ids[0] == library.unk_token_id:
@@ -200,11 +194,10 @@ def wrap_tokenizer(library: Any, *, source: str = "the tokenizer", stop_texts: S
     )
 
 
-def _check_template(library: Any, source: str) -> list[int]:
+def _check_template(library: Any, source: str) -> str:
     """Refuse a template that rewrites the prompt once a reply follows: masks and log-probs would be of other tokens.
 
-    Returns the control token by which it closes a reply, if there is one: a model that was tuned on such turns ends
-    them so, and some (Gemma's, Phi's) never write the tokenizer's end token.
+    Returns what it writes after a reply.
     """
     reply = "Three."
     turns = [{"role": "user", "content": "One two."}, {"role": "assistant", "content": reply}]
@@ -218,8 +211,17 @@ def _check_template(library: Any, source: str) -> list[int]:
             f"the chat template of {source} renders a prompt differently once a reply follows "
             f"({prompt!r} is not a prefix of {whole!r}). Use a template whose prompt stays as it is."
         )
-    ids = library.encode(whole[len(prompt) :].partition(reply)[2], add_special_tokens=False)
+    return whole[len(prompt) :].partition(reply)[2]
+
+
+def _closing_ids(library: Any, after_reply: str) -> list[int]:
+    """The control token by which a template closes a reply, if there is one.
+
+    A model that was tuned on such turns ends them so, and some (Gemma's, Phi's) never write the tokenizer's end token.
+    """
+    ids = library.encode(after_reply.lstrip(), add_special_tokens=False)
     control = {int(one) for one, token in library.added_tokens_decoder.items() if token.special}
+    control -= {library.unk_token_id, library.bos_token_id}
     return [int(one) for one in ids[:1] if int(one) in control]
 
 

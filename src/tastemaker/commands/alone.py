@@ -140,6 +140,9 @@ def _change_of_input(name: str, before: str, now: str) -> list[str]:
         return []
     if HASH.fullmatch(before) or HASH.fullmatch(now):
         return [f"another {_option(name)}"]
+    function, _, code = before.partition(" ")
+    if code and now.partition(" ")[0] == function:
+        return [f"another text of the module of {function}"]
     return [f"{name.replace('_', ' ')} {before} -> {now}"]
 
 

@@ -30,7 +30,7 @@ from tastemaker.files import write_json
 from tastemaker.halves import in_part
 from tastemaker.losses import dpo_loss
 from tastemaker.model import LanguageModel, check_fits
-from tastemaker.packing import microbatches, pack
+from tastemaker.packing import microbatches, pack, sent_to
 from tastemaker.records import Messages, Ranking
 from tastemaker.settings import DpoConfig as DpoConfig
 from tastemaker.statistics import accuracy
@@ -173,7 +173,7 @@ def _pair_loss(
     num_pairs: float,
 ) -> Loss:
     logprob_B2 = _logprobs(policy, [pairs[index] for index in group])
-    ref_B2 = reference_P2[list(group)].to(logprob_B2.device)
+    ref_B2 = sent_to(logprob_B2.device, reference_P2[list(group)])
     margin_B, ref_margin_B = logprob_B2[:, 0] - logprob_B2[:, 1], ref_B2[:, 0] - ref_B2[:, 1]
     loss = dpo_loss(
         margin_B,
@@ -187,8 +187,8 @@ def _pair_loss(
     sums = {
         "accuracy": correct_pairs(logprob_B2.detach(), ref_B2).sum(),
         "margin": config.beta * gain_B.sum(),
-        "chosen": logprob_B2[:, 0].sum(),
-        "rejected": logprob_B2[:, 1].sum(),
+        "chosen": logprob_B2[:, 0].detach().sum(),
+        "rejected": logprob_B2[:, 1].detach().sum(),
     }
     return Loss(loss, sums)
 

@@ -21,6 +21,7 @@ import torch
 
 from tastemaker import parallel, processes
 from tastemaker.checkpoint import load_policy, save_policy
+from tastemaker.console import through
 from tastemaker.corpus import FIRST_PREDICTED, encode_pieces, permutation, shuffled_forever
 from tastemaker.errors import DataError
 from tastemaker.files import write_json
@@ -175,7 +176,7 @@ def demonstration_loss(policy: LanguageModel, examples: Sequence[Example], budge
     num_tokens = float(sum(example.num_predicted for example in examples))
     groups = microbatches([len(example.ids) for example in examples], budget=budget, shares=processes.count())
     total = 0.0
-    for turn in parallel.turns(groups):
+    for turn in through(parallel.turns(groups), "validation, micro-batch"):
         loss = _example_loss(policy, [examples[index] for index in turn.item], num_tokens)
         total += float(loss.value) if turn.counts else 0.0
     return parallel.summed_amounts([total])[0]
