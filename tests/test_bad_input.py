@@ -325,7 +325,7 @@ CASES = {
             "prompts.jsonl": [PROMPT | {"split": "test"}, {"prompt": "w9", "split": "train"}],
             "demonstrations.jsonl": [DEMONSTRATION],
         },
-        written=("out/labels.db", "out/round-1/1-prompts/"),
+        written=("out/labels.db", "out/recipe.json", "out/round-1/1-prompts/"),
     ),
     "a label store that is not there": Case(
         command="label status --database labels.db", says="labels.db: does not exist"

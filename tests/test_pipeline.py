@@ -255,6 +255,7 @@ def test_people_are_waited_for_and_the_same_command_goes_on(
         assert code == 3
         assert said.startswith("waiting: ")
         assert "http://labels.example" in said
+        assert (out / "recipe.json").exists(), "what is finished of it can be inspected"
         missing, kind = int(said.split()[1]), said.split()[2]
         assert main(command) == 3, "nothing changes until people have answered"
         assert capsys.readouterr().err.splitlines()[-1] == said

@@ -32,9 +32,9 @@ def run(recipe: Recipe, out: Path, *, max_memory: int | None = None) -> Path:
     if recipe.evaluation is not None:
         check_text_losses(recipe.evaluation, recipe.base.model)
     with Round(recipe, out, max_memory=max_memory) as round_:
+        round_.prompts()
         if not (out / "results.json").exists():  # which are of the recipe beside them
             write_json(out / "recipe.json", to_json(recipe))
-        round_.prompts()
         round_.demonstrations()
         for variant in recipe.sft:
             round_.sft(variant)
