@@ -278,7 +278,8 @@ def test_unusable_rows_are_left_out_only_when_counted(tmp_path: Path) -> None:
     longer = PAIR_A + "\n\nAssistant: Or ash."
     rows = [{"chosen": PAIR_A, "rejected": PAIR_B}, {"chosen": longer, "rejected": PAIR_B}]
     path = write(tmp_path, "a.jsonl", "\n".join(map(json.dumps, rows)))
-    with pytest.raises(DataError, match=r"line 2: .*\(5 turns\).*\(4 turns\) differ from turn 4.*1 row of 2.*skip_unu"):
+    said = r"line 2: .*\(5 turns\).*\(4 turns\) differ from turn 4.*1 row of 2 cannot be used; repair or remove them"
+    with pytest.raises(DataError, match=said):
         read_rankings(path)
     skipped: list[Skipped] = []
     assert len(read_rankings(path, skipped=skipped)) == 1
