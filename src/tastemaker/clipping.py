@@ -4,8 +4,8 @@ The clip fractions are those of Ziegler et al.'s code: the tokens whose clipped 
 what was trained. A ratio beyond the clip on the side where the unclipped loss is larger (a good advantage, a ratio too
 low) does not count, because its gradient still flows.
 
-These sums are tensors without dimensions, and which tokens count is multiplied in: picking them out, or reading a
-number, would wait for a GPU in the middle of an update.
+These sums are tensors without dimensions, in which a token that does not count is a 0: picking out the others, or
+reading a number, would wait for a GPU in the middle of an update.
 
 Dimensions in names: B rollouts, T response tokens, M the tokens that count end to end.
 """

@@ -8,7 +8,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
-from functools import cached_property
+from functools import cache, cached_property
+from itertools import pairwise
 from typing import Any
 
 from tastemaker.checkpoint import load_reader
@@ -193,6 +194,7 @@ def check_text_losses(config: EvaluationConfig, base: str) -> None:
     Raises:
         ConfigError: such a claim; tokens of a larger vocabulary are longer, and their losses larger.
     """
+    vocabulary = cache(lambda source: load_reader(source).tokenizer.library.get_vocab())
     for claim in config.claims:
         for check in claim.checks:
             if check.measure not in ("text_loss_difference", "text_loss_recovered"):
@@ -200,8 +202,7 @@ def check_text_losses(config: EvaluationConfig, base: str) -> None:
             names = [name for name in (check.a, check.b, check.base) if name in config.contestants]
             models = [config.contestants[name].model for name in names]
             sources = {base if name == "base" or name.partition("/")[0] in FOLDERS else name for name in models}
-            vocabularies = [load_reader(source).tokenizer.library.get_vocab() for source in sources]
-            if any(other != vocabularies[0] for other in vocabularies[1:]):
+            if any(vocabulary(one) != vocabulary(other) for one, other in pairwise(sorted(sources))):
                 raise ConfigError(
                     f"claim {claim.id} compares the text losses of {' and '.join(names)}, whose tokenizers differ; "
                     "nats a token mean something else for each, so leave that check out."

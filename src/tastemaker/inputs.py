@@ -132,12 +132,6 @@ class Inputs:
         """Something that the stage depends on and that its own config does not hold."""
         self.known[name] = value if isinstance(value, str) else json.dumps(to_json(value))
 
-    def function(self, path: str) -> None:
-        """A Python function that the stage calls: a change of its module is a change of the stage."""
-        known = function_fingerprint(path)
-        if known != path:
-            self.setting(path, known)
-
     def personal_data_filter(self) -> PersonalDataFilter:
         """Leaves out training records that hold personal data, as the intake does with prompts."""
         config = self._recipe.prompts

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from tastemaker.errors import DataError
 from tastemaker.evaluation_sampling import Sampling, sampled_decoding
 from tastemaker.files import atomic_write, write_json
-from tastemaker.functions import load_function
+from tastemaker.functions import function_fingerprint, load_function
 from tastemaker.inputs import Input, Inputs
 from tastemaker.intervals import mean_ci
 from tastemaker.kept import Kept
@@ -138,7 +138,7 @@ class _Evaluation:
         self._noise = inputs.json("4-comparisons/raters.json") if collected and self._raters.simulated else None
         self._sampling = Sampling(config, inputs, proxy, round_.load_model)
         if config.gold is not None:
-            inputs.function(config.gold)
+            inputs.setting("gold", function_fingerprint(config.gold))
 
     def write(self, folder: Path) -> None:
         """Sample, judge, measure; write results, responses, answers and samples."""
