@@ -48,6 +48,15 @@ def test_raters_of_another_code_are_other_raters(tmp_path: Path) -> None:
     assert inputs.Inputs(recipe, tmp_path, torch.device("cpu")).raters().fingerprint != before
 
 
+def test_a_reward_function_of_another_code_is_another_reward(tmp_path: Path) -> None:
+    recipe, module = load_recipe(SMOKE, Recipe), tmp_path / "taste_three.py"
+    found = []
+    for score in (1.0, 2.0):
+        module.write_text(f"def score(prompts, responses, records): return [{score} for _ in responses]\n")
+        found.append(inputs.Inputs(recipe, tmp_path, torch.device("cpu")).scorer("taste_three:score").fingerprint)
+    assert found[0] != found[1]
+
+
 def test_of_what_has_no_file_the_name_is_remembered(tmp_path: Path) -> None:
     (tmp_path / "taste_broken").mkdir()
     (tmp_path / "taste_broken/__init__.py").write_text("raise OSError('no')\n")
