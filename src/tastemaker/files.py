@@ -286,9 +286,14 @@ READERS: dict[str, Callable[[Path], _Rows]] = {
 }
 
 
+def is_saved_dataset(folder: Path) -> bool:
+    """Whether `datasets` wrote this folder (`save_to_disk`)."""
+    return any((folder / name).is_file() for name in ("dataset_info.json", "dataset_dict.json"))
+
+
 def _rows_of_saved_dataset(source: str, folder: Path, parts: list[str]) -> _Rows:
     """A folder written by `save_to_disk`; `folder:split` where it holds several."""
-    if not any((folder / name).is_file() for name in ("dataset_info.json", "dataset_dict.json")):
+    if not is_saved_dataset(folder):
         raise DataError("is a folder, and not one saved by datasets; name a file in it.", path=source)
     datasets = _import_datasets(source)
     try:

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from tastemaker.errors import ConfigError
+from tastemaker.files import is_saved_dataset
 
 
 def load_function(path: str) -> Any:
@@ -25,7 +26,10 @@ def load_function(path: str) -> Any:
     try:
         module = importlib.import_module(module_name)
     except ModuleNotFoundError as error:
-        raise ConfigError(f"{path!r}: there is no module {error.name!r} to import.") from error
+        raise ConfigError(
+            f"{path!r}: there is no module {error.name!r} to import. If a data set was meant, its owner is needed too, "
+            "as OWNER/NAME:SPLIT."
+        ) from error
     except Exception as error:  # a module of the user's own may raise anything while it is imported
         raise ConfigError(f"{path!r}: importing {module_name} fails with {type(error).__name__}: {error}") from error
     if not hasattr(module, name):
@@ -58,5 +62,12 @@ def _look_here() -> None:
 
 
 def is_function_path(source: str) -> bool:
-    """Whether a reward source names a Python function (`module:function`) rather than a model folder."""
-    return ":" in source and not Path(source).exists() and not source.startswith("package:")
+    """Whether a source or a reward names a Python function (`module:function`).
+
+    Anything else with a colon in it is a path that exists, a data set (`OWNER/NAME:SPLIT`, or `FOLDER:SPLIT` of a saved
+    one) or a model that a package brings.
+    """
+    module, colon, _ = source.partition(":")
+    if not colon or "/" in module or module == "package" or Path(source).exists():
+        return False
+    return not is_saved_dataset(Path(module))

@@ -11,9 +11,10 @@ from pathlib import Path
 from typing import Any, TypeVar
 from urllib.parse import parse_qsl
 
+from tastemaker import artefacts
 from tastemaker.console import say
 from tastemaker.errors import ConfigError, DataError
-from tastemaker.files import Skipped, describe_skipped
+from tastemaker.files import Skipped, describe_skipped, is_saved_dataset
 from tastemaker.functions import function_fingerprint, is_function_path, load_function
 
 Record = TypeVar("Record")
@@ -51,4 +52,7 @@ def fingerprint(source: str | None) -> Path | str:
         return "none"
     if is_function_path(source):
         return function_fingerprint(source)
+    folder, split, _ = source.partition(":")
+    if split and is_saved_dataset(Path(folder)):
+        return f"{source} {artefacts.hash_path(Path(folder))}"
     return Path(source) if Path(source).exists() else source
