@@ -104,3 +104,21 @@ def test_the_last_line_is_the_result(tmp_path: Path, capsys: pytest.CaptureFixtu
     for _ in range(2):  # told again when the result is up to date
         stage(tmp_path / "out", "sft", Config(), {}, work, result=lambda out: (out / "model.txt").read_text())
         assert capsys.readouterr().err.splitlines()[-1] == "20 epochs"
+
+
+def test_a_beginning_with_a_checkpoint_is_not_dropped_for_another_option(tmp_path: Path) -> None:
+    def killed(folder: Path) -> None:
+        (folder / "checkpoint").mkdir(exist_ok=True)
+        raise KeyboardInterrupt
+
+    out = tmp_path / "out"
+    with pytest.raises(KeyboardInterrupt):
+        stage(out, "sft", Config(), {"seed": "0"}, killed, replace=False)
+    says = "holds the beginning, with a checkpoint, of other settings: epochs 20 -> 2, seed 0 -> 1. Give a new folder"
+    with pytest.raises(ConfigError, match=says):
+        stage(out, "sft", Config(epochs=2), {"seed": "1"}, work, replace=False)
+    assert (out / "checkpoint").exists()
+    with pytest.raises(KeyboardInterrupt):
+        stage(out, "sft", Config(), {"seed": "0"}, killed, replace=False)
+    stage(out, "sft", Config(epochs=2), {"seed": "1"}, work, replace=True)
+    assert (out / "model.txt").exists()

@@ -7,7 +7,7 @@ import os
 import subprocess
 import sys
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import NoReturn
 
@@ -341,3 +341,59 @@ def test_a_manifest_tells_the_peak_of_its_own_stage_and_what_the_work_returned(t
     manifest = json.loads((tmp_path / "s" / "manifest.json").read_text())
     assert 5 < manifest["peak_memory_mb"] < 250
     assert manifest["told"] == 3
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Memory(Settings):
+    microbatch_tokens: int = 8192
+    decoding: dict[str, int] = field(default_factory=lambda: {"batch_tokens": 10, "max_new_tokens": 5})
+
+
+def test_settings_of_memory_alone_are_the_same_task(out: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Whoever lowers them because memory ran out goes on from the checkpoint."""
+
+    def killed(folder: Path) -> None:
+        (folder / CHECKPOINT).mkdir()
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        stage(out, killed, config=Memory())
+    less = Memory(microbatch_tokens=512, decoding={"batch_tokens": 7, "max_new_tokens": 5})
+
+    def resumed(folder: Path) -> None:
+        assert (folder / CHECKPOINT).exists()
+        writes("whole")(folder)
+
+    assert not stage(out, resumed, config=less).skipped
+    assert read_json(out / MANIFEST)["config"]["microbatch_tokens"] == 512
+    assert stage(out, writes("other"), config=Memory()).skipped
+    assert capsys.readouterr().err == ""
+    other = Memory(decoding={"batch_tokens": 10, "max_new_tokens": 6})
+    assert not stage(out, writes("other"), config=other).skipped
+
+
+def test_another_version_that_goes_on_is_told_and_remembered(
+    out: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for version in ("one", "two", "two"):
+        monkeypatch.setattr(artefacts, "source_hash", lambda version=version: version)
+        with pytest.raises(KeyboardInterrupt):
+            stage(out, fails(KeyboardInterrupt(), after="half"))
+    assert capsys.readouterr().err.count("goes on by another version of Tastemaker than it was begun by") == 1
+    stage(out, writes("new"))
+    code = read_json(out / MANIFEST)["code"]
+    assert (code["source"], code["earlier"]) == ("two", ["one"])
+    stage(out, writes("again"), config=Settings(rate=0.1))
+    assert "earlier" not in read_json(out / MANIFEST)["code"]
+
+
+def test_a_kill_while_the_mark_is_written_leaves_what_was_set_aside(out: Path) -> None:
+    """A new folder that holds nothing but a torn mark is no result: the one before still waits beside it."""
+    stage(out, writes("old"))
+    aside = out.with_name(f".{out.name}.before")
+    out.rename(aside)
+    out.mkdir()
+    (out / f".{STARTED}.123.partial").write_text("{")
+    with pytest.raises(DataError):
+        stage(out, fails(DataError("bad")), config=Settings(rate=0.1))
+    assert (out / "result.txt").read_text() == "old"

@@ -40,6 +40,9 @@ MANIFEST = "manifest.json"
 STARTED = "started.json"
 CHECKPOINT = "checkpoint"
 VOLATILE = (MANIFEST, STARTED, "metrics.jsonl", "report.html")  # hold timings, or are the record itself or made of it
+# Settings of memory and safety, by the last part of their name: the task is the same whatever they are, and its result
+# differs by rounding at most (and by residual dropout, whose noise is drawn micro-batch by micro-batch).
+WITHOUT_EFFECT = frozenset({"microbatch_tokens", "batch_tokens", "gradient_checkpointing", "checkpoint_every"})
 LIBRARIES = ("torch", "transformers", "tokenizers", "numpy", "scipy", "safetensors", "sqlalchemy")
 
 
@@ -72,7 +75,8 @@ def run_stage(
     if done is not None and _same_task(done, task) and _outputs_stand(folder, done):
         _tidy(folder)
         return StageOutcome(folder, skipped=True, seconds=float(done["seconds"]))
-    before = _seconds_spent(folder, task, keep)
+    earlier = _prepare(folder, task, keep)
+    before, codes = float(earlier.get("seconds", 0.0)), list(earlier.get("codes", []))
     began, stopped = time.monotonic(), dict[str, Any]()
     forget_peak_memory()
     try:
@@ -86,10 +90,10 @@ def run_stage(
     finally:
         seconds = before + time.monotonic() - began
         if (folder / STARTED).exists():
-            write_json(folder / STARTED, task | {"seconds": seconds} | stopped)
+            write_json(folder / STARTED, task | {"seconds": seconds, "codes": codes} | stopped)
     manifest = task | {
         "outputs": hash_tree(folder),
-        "code": {"version": __version__, "source": source_hash()},
+        "code": {"version": __version__, "source": source_hash()} | ({"earlier": codes[:-1]} if codes[1:] else {}),
         "libraries": library_versions(),
         "python": platform.python_version(),
         "finished": datetime.now(UTC).isoformat(timespec="seconds"),
@@ -188,13 +192,20 @@ def source_hash() -> str:
 
 
 def _same_task(done: Mapping[str, Any], task: Mapping[str, Any]) -> bool:
-    return all(done.get(name) == json.loads(json.dumps(task[name])) for name in ("stage", "config", "inputs"))
+    return all(with_effect(done.get(name)) == with_effect(task[name]) for name in ("stage", "config", "inputs"))
+
+
+def with_effect(config: Any) -> Any:
+    """A config as JSON tells it, without the settings that results do not depend on."""
+    if isinstance(config, Mapping):
+        return {name: with_effect(value) for name, value in config.items() if name not in WITHOUT_EFFECT}
+    return [with_effect(value) for value in config] if isinstance(config, list | tuple) else config
 
 
 def _what_differs(earlier: Mapping[str, Any], task: Mapping[str, Any]) -> str:
     before, now = earlier.get("inputs", {}), task["inputs"]
     names = sorted(name for name in {**before, **now} if before.get(name) != now.get(name))
-    if earlier.get("config") != json.loads(json.dumps(task["config"])):
+    if with_effect(earlier.get("config")) != with_effect(task["config"]):
         names.insert(0, "settings")
     return f"other {', '.join(names)}" if names else "something else"
 
@@ -203,17 +214,18 @@ def _outputs_stand(folder: Path, done: Mapping[str, Any]) -> bool:
     return bool(hash_tree(folder) == done.get("outputs"))
 
 
-def _seconds_spent(folder: Path, task: Mapping[str, Any], keep: str | None) -> float:
-    """Prepare the folder: keep it if the same task was interrupted there, else empty it. Seconds already spent."""
+def _prepare(folder: Path, task: Mapping[str, Any], keep: str | None) -> dict[str, Any]:
+    """Keep the folder if the same task was interrupted there, else empty it. What is known of that beginning."""
     started, earlier = folder / STARTED, dict[str, Any]()
+    for torn in folder.glob(f".{STARTED}.*.partial"):  # by a kill in the middle of this: nothing was begun
+        torn.unlink()
     if started.exists():
         with contextlib.suppress(json.JSONDecodeError):
             earlier = json.loads(started.read_text(encoding="utf-8"))
         if _same_task(earlier, task):
             for partial in folder.rglob(".*.partial"):  # what a kill left of a file being written
                 partial.unlink()
-            if earlier.pop("stopped", None) is not None:  # it goes on
-                write_json(started, earlier)
+            earlier.pop("stopped", None)  # it goes on
         else:  # another task was interrupted here; its mark goes last, so that a kill here leaves it to be seen
             if (folder / CHECKPOINT).exists():
                 say(f"  {task['stage']} begins anew: it was begun with {_what_differs(earlier, task)}")
@@ -222,13 +234,16 @@ def _seconds_spent(folder: Path, task: Mapping[str, Any], keep: str | None) -> f
     elif folder.exists() and any(folder.iterdir()):
         shutil.rmtree(_aside(folder), ignore_errors=True)
         folder.rename(_aside(folder))
-    if not earlier:
-        folder.mkdir(parents=True, exist_ok=True)
-        write_json(started, dict(task))
+    codes: list[str] = earlier.get("codes", [])
+    if codes and codes[-1] != source_hash():
+        say(f"  {task['stage']} goes on by another version of Tastemaker than it was begun by")
+    folder.mkdir(parents=True, exist_ok=True)
+    earlier |= {**task, "codes": list(dict.fromkeys([*codes, source_hash()]))}
+    write_json(started, earlier)
     if keep is not None and (_aside(folder) / keep).exists() and not (folder / keep).exists():
         with atomic_write(folder / keep, binary=True) as file:
             file.write((_aside(folder) / keep).read_bytes())
-    return float(earlier.get("seconds", 0.0))
+    return earlier
 
 
 def _tidy(folder: Path) -> None:

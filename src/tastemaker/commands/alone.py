@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from tastemaker import processes
-from tastemaker.artefacts import STARTED, hash_path, read_manifest, run_stage
+from tastemaker.artefacts import CHECKPOINT, STARTED, hash_path, read_manifest, run_stage, with_effect
 from tastemaker.commands.loading import heavy_imports
 from tastemaker.config import to_json
 from tastemaker.console import say
@@ -114,10 +114,13 @@ def _check_apart(out: Path, inputs: Mapping[str, Path | str]) -> None:
 
 
 def _check_same(out: Path, config: Mapping[str, Any], inputs: Mapping[str, str]) -> None:
-    done = read_manifest(out)
+    """Nor is what was begun and not finished to be lost for an option that is another, once it has a checkpoint."""
+    done, what = read_manifest(out), "the result"
+    if done is None and (out / CHECKPOINT).exists():
+        done, what = _started(out), "the beginning, with a checkpoint,"
     if done is None:
         return
-    before, now = _flat(done.get("config", {})), _flat(config)
+    before, now = _flat(with_effect(done.get("config", {}))), _flat(with_effect(config))
     changes = [
         f"{name} {_shown(before.get(name))} -> {_shown(now.get(name))}"
         for name in {**before, **now}
@@ -130,8 +133,7 @@ def _check_same(out: Path, config: Mapping[str, Any], inputs: Mapping[str, str])
         rest = len(changes) - SHOWN_DIFFERENCES
         told = ", ".join(changes[:SHOWN_DIFFERENCES]) + (f" and {rest} more" if rest > 0 else "")
         raise ConfigError(
-            f"{out} holds the result of other settings: {told}. Give a new folder for --out, or --replace to write "
-            "over it."
+            f"{out} holds {what} of other settings: {told}. Give a new folder for --out, or --replace to write over it."
         )
 
 
