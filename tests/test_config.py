@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any, Literal, get_args, get_type_hints
 
@@ -214,6 +214,8 @@ RECIPE: dict[str, Any] = {
     "name": "r",
     "base": {"model": "./m"},
     "prompts": {"source": "p.jsonl"},
+    "raters": "simulated",
+    "simulation": {"raters": "m:r", "features": "m:f", "training_raters": 2, "held_out_raters": 2},
     "sft": {"base-line": {}},
     "comparisons": {"sources": ["sft/base-line"]},
     "reward": {"main": {"init": "base-line"}},
@@ -258,7 +260,7 @@ def test_the_recipe_that_the_next_test_breaks_is_whole() -> None:
 @pytest.mark.parametrize(
     ("path", "value", "says"),
     [
-        ("raters", "simulated", "needs a [simulation] section"),
+        ("simulation", None, "needs a [simulation] section"),
         ("policy/ppo/init", "base-lin", "'base-lin' is no SFT variant of this recipe. Did you mean 'base-line'?"),
         ("policy/ppo/reward", "mian", "'mian' is no reward variant of this recipe. Did you mean 'main'?"),
         ("policy/ppo/ptx_coef", 1.0, "policy.ppo: ptx_coef needs pretraining text"),
@@ -276,6 +278,11 @@ def test_the_recipe_that_the_next_test_breaks_is_whole() -> None:
         ("evaluation/contestants/a/model", "policy/x", "evaluation.contestants.a: 'x' is no policy variant"),
         ("evaluation/contestants/a/model", "policy/ppo:emma", "'policy/ppo:emma' is not kept"),
         ("evaluation/contestants/a/model", "policy/ppo:15", "'policy/ppo:15' is not kept"),
+        ("evaluation/judge_reward", "main", "'main' is what contestant 'a' was optimised for"),
+        ("evaluation/judges_per_comparison", 3, "judges_per_comparison is 3, but the held-out raters of [simulation]"),
+        ("comparisons/overlap", 3, "comparisons: overlap is 3, but the training raters of [simulation] are 2 in all"),
+        ("comparisons/validation_overlap", 3, "validation_overlap is 3, but the training raters of [simulation]"),
+        ("evaluation/contestants/b/few_shot", {"template": "Q: {question}"}, "'Q: {question}' cannot be filled in"),
         ("evaluation/judge_reward", "x", "evaluation: judge_reward: 'x' is no reward variant"),
         ("evaluation/pairs", [["a", "c"]], "'c' is no contestant; contestants are a, b"),
         ("evaluation/decodings", [{}, {"max_new_tokens": 5}], "each with a temperature of its own"),
@@ -285,6 +292,12 @@ def test_the_recipe_that_the_next_test_breaks_is_whole() -> None:
         ("evaluation", claim(measure="win_rate", a="a", b="b", below=0.1), "exactly one of 'above' and 'below'"),
         ("evaluation", claim(measure="win_rate", a="a", b="b", decoding="T=2"), "the decoding 'T=2' is none of"),
         ("evaluation", claim(measure="win_rate", a="a", b="b", judge="training"), "'training' raters do not judge"),
+        ("evaluation", claim(measure="win_rate", a="a", b="b") | {"judges": ["training"]}, "'held-out' raters do not"),
+        (
+            "evaluation",
+            claim(measure="text_loss_difference", a="a", b="b") | {"heldout_texts": 0},
+            "no loss on held-out",
+        ),
         ("evaluation", claim(measure="flag_rate", a="a", flag="rude"), "flag is 'rude'"),
         ("evaluation", claim(measure="flag_rate", a="a", flag="hallucination"), "such a claim needs ratings"),
         ("evaluation", claim(measure="gold_difference", a="a", b="b"), "give 'gold'"),
@@ -327,3 +340,31 @@ def test_choices_are_of_one_kind() -> None:
                 if hasattr(option, "__dataclass_fields__") and "kind" in option.__dataclass_fields__
             ]
             assert len(kinds) == len(set(kinds))
+
+
+def test_a_table_that_is_given_in_part_keeps_the_rest_of_its_fields_default() -> None:
+    """And not of its class: in a recipe as on the command line."""
+    given = {
+        "kind": "ppo",
+        "init": "i",
+        "reward": "r",
+        "policy": {"learning-rate": 2e-5},
+        "value": {"precision": "bfloat16"},
+        "decoding": {"temperature": 0.7},
+    }
+    config = from_mapping(PpoConfig, given, where="x")
+    default = from_mapping(PpoConfig, {"kind": "ppo", "init": "i", "reward": "r"}, where="x")
+    assert config.policy == replace(default.policy, learning_rate=2e-5)
+    assert config.policy.schedule == "constant"
+    assert config.value == replace(default.value, precision="bfloat16")
+    assert config.decoding == replace(default.decoding, temperature=0.7)
+    assert config.decoding.max_new_tokens != DecodingConfig().max_new_tokens
+
+
+def test_people_are_as_many_as_there_are() -> None:
+    whole = changed("evaluation/judges_per_comparison", 3) | {"raters": "people"}
+    from_mapping(Recipe, whole, where="r.toml")
+    whole["reward"]["judge"] = {"init": "base-line"}
+    whole["evaluation"]["judge_reward"] = "judge"
+    with pytest.raises(ConfigError, match="is 3, but the reward model that judges are 1 in all"):
+        from_mapping(Recipe, whole, where="r.toml")

@@ -150,9 +150,10 @@ def _convert_dataclass(cls: type, value: Any, where: str) -> Any:
     hints = typing.get_type_hints(cls)
     fields = {field.name: field for field in dataclasses.fields(cls)}
     given = {_field_name(key): item for key, item in value.items()}
-    for key in given:
+    for key, item in given.items():
         if key not in fields:
             raise ConfigError(f"{where}: unknown key {key!r}. {nearest(key, fields)}")
+        given[key] = _over(hints[key], fields[key].default, item)
     missing = [
         name
         for name, field in fields.items()
@@ -164,6 +165,20 @@ def _convert_dataclass(cls: type, value: Any, where: str) -> Any:
         return cls(**{key: _convert(hints[key], item, f"{where}: {key}") for key, item in given.items()})
     except ConfigError as error:
         raise error if str(error).startswith(where) else ConfigError(f"{where}: {error}") from error
+
+
+def _over(kind: Any, default: Any, value: Any) -> Any:
+    """A table that is given in part, over the default of its field: what it leaves out stays as it is there.
+
+    Where the field may hold tables of several kinds, the table stands for itself.
+    """
+    kinds: list[Any] = [option for option in (kind, *get_args(kind)) if dataclasses.is_dataclass(option)]
+    if len(kinds) != 1 or not isinstance(default, kinds[0]) or not isinstance(value, Mapping):
+        return value
+    hints = typing.get_type_hints(kinds[0])
+    kept = {name: getattr(default, name) for name in hints}
+    given = {_field_name(key): item for key, item in value.items()}
+    return {**kept, **{key: _over(hints.get(key), kept.get(key), item) for key, item in given.items()}}
 
 
 def _is_config(kind: Any) -> bool:

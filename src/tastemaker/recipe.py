@@ -132,6 +132,26 @@ class Recipe:
         self._check_text()
         if self.evaluation is not None:
             self._check_evaluation(self.evaluation)
+        self._check_raters()
+
+    def _check_raters(self) -> None:
+        """Simulated raters are as many as the recipe says, and no comparison can be made by more."""
+        needed: list[tuple[str, int, str]] = []
+        if self.comparisons is not None and self.comparisons.source is None:
+            overlap = self.comparisons.validation_overlap if self.comparisons.validation != 0 else 1
+            needed.append(("comparisons: overlap", self.comparisons.overlap, "training"))
+            needed += [("comparisons: validation_overlap", overlap, group) for group in ("training", "held-out")]
+        if self.evaluation is not None:
+            judges = self.evaluation.judges if self.evaluation.judge_reward is None else ("reward",)
+            count = self.evaluation.judges_per_comparison
+            needed += [("evaluation: judges_per_comparison", count, group) for group in judges]
+        there = {"reward": 1}
+        if self.raters == "simulated" and self.simulation is not None:
+            there |= {"training": self.simulation.training_raters, "held-out": self.simulation.held_out_raters}
+        for setting, count, group in needed:
+            if count > there.get(group, count):
+                who = "the reward model that judges" if group == "reward" else f"the {group} raters of [simulation]"
+                raise ConfigError(f"{setting} is {count}, but {who} are {there[group]} in all; lower it.")
 
     def _check_variants(self) -> None:
         if "base" in self.sft:
@@ -187,9 +207,21 @@ class Recipe:
                 raise ConfigError(f"evaluation.contestants.{name}: best_of and few_shot choose by a reward model.")
         if evaluation.judge_reward is not None:
             _require(evaluation.judge_reward, self.reward, "evaluation: judge_reward", "reward")
+            self._check_independence(evaluation, evaluation.judge_reward)
         for claim in evaluation.claims:
             for check in claim.checks:
                 self._check_measure(check, f"claim {claim.id}")
+
+    def _check_independence(self, evaluation: EvaluationConfig, judge: str) -> None:
+        """A reward model does not tell whether the policies that were optimised for it became better."""
+        for name, contestant in evaluation.contestants.items():
+            kind, _, variant = contestant.model.partition("/")
+            policy = self.policy.get(variant.partition(":")[0]) if kind == "policy" else None
+            if isinstance(policy, PpoConfig) and policy.reward == judge:
+                raise ConfigError(
+                    f"evaluation: judge_reward {judge!r} is what contestant {name!r} was optimised for, so it would "
+                    "always seem better; train another reward model on the other half of the rankings (part)."
+                )
 
     def _check_measure(self, check: Check, where: str) -> None:
         """Whether the recipe has what a claim's number is computed from."""

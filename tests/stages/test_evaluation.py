@@ -37,7 +37,7 @@ from tastemaker.stages.evaluation import (
     judge_claims,
     tabulate,
 )
-from tastemaker.stages.evaluation.contestants import reference_logprobs, respond
+from tastemaker.stages.evaluation.contestants import respond, response_logprobs
 from tastemaker.stages.evaluation.judging import SAME_TEXT, rate
 from tastemaker.stages.evaluation.measures import judges_agreement, plain
 from tastemaker.statistics import best_of_n_kl
@@ -343,7 +343,7 @@ def test_the_kl_is_of_the_sampled_tokens(base: str, tmp_path: Path) -> None:
     policy, reference = load_policy(base), load_policy(str(save_model(tmp_path / "other", seed=1)))
     asked, law = [prompt(f"w{n}") for n in range(5, 8)], DecodingConfig(max_new_tokens=5, temperature=0.7)
     rollouts = [group[0] for group in sample_rollouts(policy, asked, n=1, decoding=law, seed=0, purpose="x")]
-    found = reference_logprobs(reference, rollouts, law)
+    found = response_logprobs(reference, rollouts, law)
     for rollout, total in zip(rollouts, found, strict=True):
         packed = pack([(*rollout.prompt_ids, *rollout.response_ids)])
         with torch.no_grad():

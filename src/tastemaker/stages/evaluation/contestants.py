@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from tastemaker.console import progress, through
+from tastemaker.console import progress, say, through
 from tastemaker.errors import ConfigError, DataError
 from tastemaker.generation import Rollout
 from tastemaker.model import LanguageModel
@@ -27,6 +27,10 @@ from tastemaker.responses import DecodingConfig, as_response, leaving_room, samp
 from tastemaker.scoring import Scorer
 from tastemaker.statistics import best_of_n_kl
 from tastemaker.tokenizer import Tokenizer
+
+# If the responses are the policy's own, a sum of their log pi - log ref below -20 has a chance of exp(-20), whatever
+# policy and reference are (Ville's inequality); rounding may add up to 0.01 a response.
+KL_SURPRISE, KL_ROUNDING = 20.0, 0.01
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -46,6 +50,13 @@ class FewShot:
 
     def __post_init__(self) -> None:
         check_range(self, "shots", "candidates", "prompts", least=1)
+        try:
+            self.template.format(prompt="", response="")
+        except (KeyError, IndexError, ValueError) as error:
+            raise ConfigError(
+                f"template {self.template!r} cannot be filled in: write {{prompt}} and {{response}} where they go, and "
+                "other braces twice."
+            ) from error
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -146,12 +157,16 @@ def respond(
             progress=ticker.advance,
         )
     rollouts = _best(field, prompts, groups, scorer) if n > 1 else [group[0] for group in groups]
-    reference = None if field.reference is None else reference_logprobs(field.reference, rollouts, decoding)
+    reference = None if field.reference is None else response_logprobs(field.reference, rollouts, decoding)
+    kl = None
+    if reference is not None and not decoding.greedy:
+        kl = _kl(field, rollouts, reference, decoding)
+        _warn_of_negative(kl or (), name)
     return Sampled(
         responses=tuple(as_response(field.policy, rollout) for rollout in rollouts),
         num_tokens=tuple(len(rollout.response_ids) for rollout in rollouts),
         logprob=None if decoding.greedy or n > 1 else tuple(sum(rollout.logprobs) for rollout in rollouts),
-        kl=None if decoding.greedy or reference is None else _kl(field.contestant, rollouts, reference),
+        kl=kl,
         reference_logprob=reference,
     )
 
@@ -226,26 +241,38 @@ def _best(
     return chosen
 
 
-def _kl(contestant: Contestant, rollouts: Sequence[Rollout], reference: Sequence[float]) -> tuple[float, ...] | None:
+def _kl(
+    field: Field, rollouts: Sequence[Rollout], reference: Sequence[float], decoding: DecodingConfig
+) -> tuple[float, ...] | None:
+    """log pi - log ref of each response, both by one kind of pass: the sampler's own numbers only where it is exact."""
+    contestant = field.contestant
     if contestant.best_of is not None:  # its law is not the sampler's; from the sampler itself its KL has a closed form
         from_itself = contestant.reference == contestant.model and contestant.few_shot is None
         return tuple(best_of_n_kl(contestant.best_of) for _ in rollouts) if from_itself else None
-    sampled = [sum(rollout.logprobs) for rollout in rollouts]
-    return tuple(ours - theirs for ours, theirs in zip(sampled, reference, strict=True))
+    exact = decoding.precision in (None, "float32")
+    own = [sum(one.logprobs) for one in rollouts] if exact else response_logprobs(field.policy, rollouts, decoding)
+    return tuple(ours - theirs for ours, theirs in zip(own, reference, strict=True))
+
+
+def _warn_of_negative(kl: Sequence[float], name: str) -> None:
+    """Of responses that are the policy's own a sum so far below 0 comes up less than once in a million evaluations."""
+    if sum(kl) < -(KL_SURPRISE + KL_ROUNDING * len(kl)):
+        say(
+            f"warning: the KL of {name!r} from its reference is {sum(kl) / len(kl):.2f} nats a response. It cannot be "
+            "negative: the responses are not drawn from the law whose log-probs are taken."
+        )
 
 
 @torch.no_grad()
-def reference_logprobs(
-    reference: LanguageModel, rollouts: Sequence[Rollout], decoding: DecodingConfig
-) -> tuple[float, ...]:
-    """The reference's log-prob of each rollout's response, summed over its tokens."""
+def response_logprobs(model: LanguageModel, rollouts: Sequence[Rollout], decoding: DecodingConfig) -> tuple[float, ...]:
+    """The model's log-prob of each rollout's response, summed over its tokens, at the decoding's temperature."""
     sequences = [(*rollout.prompt_ids, *rollout.response_ids) for rollout in rollouts]
     sums = [0.0] * len(rollouts)
     groups = microbatches([len(ids) for ids in sequences], budget=decoding.batch_tokens)
-    for group in through(groups, "log-probs of the reference, micro-batch"):
-        packed = pack([sequences[index] for index in group]).to(reference.device)
+    for group in through(groups, "log-probs, micro-batch"):
+        packed = pack([sequences[index] for index in group]).to(model.device)
         source_M, target_M = packed.predicted([len(rollouts[index].prompt_ids) for index in group])
-        logprob_M = reference.predict(packed, source_M, target_M, temperature=decoding.temperature).logprob_M
+        logprob_M = model.predict(packed, source_M, target_M, temperature=decoding.temperature).logprob_M
         parts: tuple[Tensor, ...] = torch.split(logprob_M, [len(rollouts[index].response_ids) for index in group])
         for index, part in zip(group, parts, strict=True):
             sums[index] = float(part.sum())

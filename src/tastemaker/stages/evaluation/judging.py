@@ -100,8 +100,9 @@ class EvaluationConfig:
         if "win_rate" in check.measure:
             if (check.a, check.b) not in self.pairs:
                 return f"the pair with {check.b!r} is not judged; add it to pairs."
-            if check.judge is not None and (self.judge_reward is not None or check.judge not in self.judges):
-                return f"{check.judge!r} raters do not judge; add them to judges."
+            judge = check.judge or ("held-out" if self.judge_reward is None else None)
+            if judge is not None and (self.judge_reward is not None or judge not in self.judges):
+                return f"{judge!r} raters do not judge; add them to judges."
         if "flag" in check.measure or "likert" in check.measure:
             if self.judge_reward is not None:
                 return "such a claim needs raters; a reward model judges here, and rates nothing."
@@ -112,6 +113,8 @@ class EvaluationConfig:
         for name, one in contestants.items():
             if check.measure == "reference_loss_difference" and one.reference is None:
                 return f"{name!r} has no reference; give it one."
+            if check.measure.startswith("text_loss_") and not self.heldout_texts:
+                return "heldout_texts is 0; no loss on held-out text is taken."
             if check.measure.startswith("text_loss_") and (one.best_of is not None or one.few_shot is not None):
                 return f"{name!r} is no plain model, so it has no loss on held-out text."
         return None
