@@ -84,6 +84,8 @@ def save_model(
     folder: Path, architecture: str = "llama", *, seed: int = 0, pad_is_eos: bool = False, **changes: Any
 ) -> Path:
     """A model folder as a user would have it."""
+    if pad_is_eos:
+        changes = {"pad_token_id": 2} | changes
     make_library(architecture, seed=seed, **changes).save_pretrained(str(folder))
     make_tokenizer(pad_is_eos=pad_is_eos).save_pretrained(str(folder))
     return folder

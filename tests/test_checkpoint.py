@@ -10,13 +10,23 @@ from typing import Any
 import gguf
 import pytest
 import torch
-from tests.models import ARCHITECTURES, VOCABULARY, make_library, make_tokenizer, random_sequences, save_model
+from safetensors import safe_open
+from tests.models import (
+    ARCHITECTURES,
+    VOCABULARY,
+    make_library,
+    make_policy,
+    make_tokenizer,
+    random_sequences,
+    save_model,
+)
 from tests.test_tokenizer import train_bpe
 from torch import Tensor
 from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer
 
 from tastemaker import parallel
 from tastemaker.checkpoint import (
+    _set_dropouts,
     has_residual_dropout,
     load_policy,
     load_reward_model,
@@ -84,6 +94,26 @@ def test_only_residual_dropout_is_ever_on(residual: float, expected: float, tmp_
     assert found
     for name, share in found.items():
         assert share == (expected if "resid" in name or "mlp" in name else 0.0), name
+
+
+def test_rates_of_a_config_within_the_config_and_of_routers_are_off_too() -> None:
+    config = AutoConfig.for_model("mpt", attn_config={"attn_pdrop": 1})
+    config.router_jitter_noise = 0.3
+    _set_dropouts(config, 0.0)
+    assert (config.attn_config.attn_pdrop, config.router_jitter_noise, config.n_layers) == (0, 0.0, 24)
+
+
+def test_tied_weights_are_saved_once(tmp_path: Path) -> None:
+    """The head is the embedding: one of them is written, and the model comes back tied."""
+    policy = make_policy(tie_word_embeddings=True)
+    save_policy(tmp_path, policy)
+    with safe_open(tmp_path / "model.safetensors", "pt") as file:
+        names = set(file.keys())
+    assert "model.embed_tokens.weight" in names
+    assert "lm_head.weight" not in names
+    library = load_policy(str(tmp_path)).library
+    assert library.lm_head.weight is library.model.embed_tokens.weight
+    assert torch.equal(library.lm_head.weight, policy.library.lm_head.weight)
 
 
 def test_who_has_a_residual_dropout(tmp_path: Path) -> None:

@@ -73,3 +73,13 @@ def test_correlation_by_hand() -> None:
     assert correlation(t([1, 2, 6]), torch.tensor([4, 0, 5])) == pytest.approx(0.5, abs=1e-12)
     assert correlation(t([1, 2, 6]), t([-1, -2, -6])) == pytest.approx(-1, abs=1e-12)
     assert correlation(t([0.1, 0.1, 0.1]), t([1, 2, 3])) == correlation(t([1, 2]), t([7, 7])) == 0
+
+
+def test_rounding_is_no_clipping() -> None:
+    """Within the range old + (value - old) is the value but for its last bit, which may lie on either side."""
+    generator = torch.Generator().manual_seed(0)
+    old, value, target = (torch.randn(7, 101, generator=generator) for _ in range(3))
+    within = old + (value - old)
+    assert bool((within != value).any())
+    sums = value_sums(value, old, target, torch.ones(7, 101, dtype=torch.bool), clip=100.0)
+    assert int(sums["value_clipped"]) == 0

@@ -219,3 +219,18 @@ def test_a_wrong_model_is_still_the_stages_to_refuse(
     command = ["sft", "--model", reward, "--data", str(data / "data.jsonl"), "--out", str(data / "out")]
     assert main(command) == 2
     assert "is a reward model" in capsys.readouterr().err
+
+
+def test_layers_of_ours_are_counted_on_only_where_they_run(
+    model: str, reward: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Adapters and models in parts run by the library's layers, which keep more for the backward pass."""
+    assert load_shape(model).own_layers
+    long = replace(PPO, decoding=DecodingConfig(max_new_tokens=90), microbatch_tokens=100_000)
+    adapters = ppo_forecast(model, reward, [ASKED] * 40, [], HERE)(replace(long, lora=LoraConfig(rank=1)))
+    monkeypatch.setattr("tastemaker.llama.layers_of", lambda library: None)
+    library = ppo_forecast(model, reward, [ASKED] * 40, [], HERE)(replace(long, lora=LoraConfig(rank=1)))
+    assert adapters.parts["activations"] == library.parts["activations"]
+    monkeypatch.undo()
+    monkeypatch.setattr("tastemaker.processes.several", lambda: True)
+    assert not load_shape(model).own_layers

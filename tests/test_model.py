@@ -398,6 +398,14 @@ def test_context_length(architecture: str, changes: dict[str, Any], expected: in
     assert context_length(make_library(architecture, **changes).config) == expected
 
 
+def test_positions_that_turn_otherwise_in_long_batches_limit_the_context() -> None:
+    """longrope: one long sequence would change the log-probs of all that are packed with it."""
+    rope: dict[str, Any] = {"rope_type": "longrope", "rope_theta": 1e4, "original_max_position_embeddings": 31}
+    factors = {"short_factor": [1.0] * 4, "long_factor": [2.0] * 4}
+    changes: dict[str, Any] = {"rope_parameters": rope | factors, "max_position_embeddings": 128}
+    assert context_length(make_library("llama", **changes).config) == 31
+
+
 def test_what_does_not_fit_is_refused_with_counts() -> None:
     check_fits([3, 8], 8, what="demonstrations")
     with pytest.raises(ModelError, match=r"2 of 3 demonstrations .* context of 8 tokens \(the longest has 11\)"):

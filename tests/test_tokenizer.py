@@ -114,14 +114,16 @@ def test_the_token_by_which_a_template_closes_a_reply_ends_responses_too() -> No
     library.eos_token = "<|endoftext|>"
     tokenizer = wrap_tokenizer(library)
     end, closing = id_of(tokenizer, "<|endoftext|>"), id_of(tokenizer, "<|im_end|>")
-    assert tokenizer.stop_ids == (end, closing)
-    assert tokenizer.end_id == end
+    assert tokenizer.stop_ids == (closing, end)
+    assert tokenizer.end_id == closing, "what such a model ends with is what it is trained to end with"
     ids = tokenizer.response_ids("the cat", finished=False)
-    assert tokenizer.response_text([*ids, closing]) == "the cat"
+    assert tokenizer.response_ids("the cat", finished=True) == [*ids, closing]
+    assert tokenizer.response_text([*ids, closing]) == tokenizer.response_text([*ids, end]) == "the cat"
+    assert tokenizer.text_ids("the cat") == [*ids, end], "documents end as the tokenizer says"
     assert wrap_tokenizer(train_bpe()).stop_ids == (closing,), "which is the end token here"
     after_a_line = train_bpe(template=CHATML.replace("<|im_end|>", "\n<|im_end|>"))
     after_a_line.eos_token = "<|endoftext|>"
-    assert wrap_tokenizer(after_a_line).stop_ids == (end, closing)
+    assert wrap_tokenizer(after_a_line).stop_ids == (closing, end)
     ordinary = train_bpe(template="{% for m in messages %}{{ m.content }}. {% endfor %}")
     assert wrap_tokenizer(ordinary).stop_ids == (closing,), "the full stop is no control token"
     words = make_tokenizer()

@@ -119,7 +119,17 @@ def load_policy(source: str, *, stop_texts: Sequence[str] = (), residual_dropout
 
 def save_policy(folder: Path, policy: LanguageModel, *, weights: Mapping[str, Tensor] | None = None) -> None:
     """Write a policy (LoRA merged in) and its tokenizer; `weights` replaces some parameters by name, as EMA's do."""
+    _name_ends(policy)
     _save_library(folder, policy.library, policy.tokenizer, weights or {})
+
+
+def _name_ends(policy: LanguageModel) -> None:
+    """Have other software end responses at our end token too, where that is the template's and not the tokenizer's."""
+    tokenizer, generation = policy.tokenizer, policy.library.generation_config
+    if tokenizer.end_id != tokenizer.library.eos_token_id:
+        named = generation.eos_token_id
+        known = named if isinstance(named, list) else [tokenizer.library.eos_token_id if named is None else named]
+        generation.eos_token_id = list(dict.fromkeys([*known, tokenizer.end_id]))
 
 
 def new_reward_model(source: str, *, seed: int, max_prompt_tokens: int | None = None) -> RewardModel:
@@ -343,11 +353,16 @@ def _load_config(place: str, residual_dropout: float) -> Any:
 
 
 def _set_dropouts(config: Any, residual: float) -> None:
-    """All other dropouts, whatever they are called, are off: in RL any breaks "ratio 1 at the first minibatch"."""
+    """All other dropouts, whatever they are called, are off: in RL any breaks "ratio 1 at the first minibatch".
+
+    So is the noise of a mixture's router, and what stands in a config within the config.
+    """
     text = config.get_text_config()
-    for name, value in text.to_dict().items():
-        if "drop" in name and isinstance(value, float):
-            setattr(text, name, 0.0)
+    for part in (text, *(one for one in vars(text).values() if hasattr(one, "to_dict"))):
+        for name, value in vars(part).items():
+            is_rate = isinstance(value, float) or (type(value) is int and name.endswith(("drop", "dropout")))
+            if ("drop" in name or "jitter" in name) and is_rate:
+                setattr(part, name, type(value)(0))
     for name in _residual_dropouts(config):
         setattr(text, name, residual)
 

@@ -38,7 +38,9 @@ def value_sums(
 ) -> dict[str, Tensor]:
     """Of the value function's loss: tokens where the clipped value's error is the larger one."""
     clipped_BT = old_value_BT + (value_BT - old_value_BT).clamp(-clip, clip)
-    is_larger_BT = (clipped_BT - return_BT) ** 2 > (value_BT - return_BT) ** 2
+    # Within the range the clipped value is the value but for rounding, which is no clipping.
+    acts_BT = (value_BT - old_value_BT).abs() > clip
+    is_larger_BT = acts_BT & ((clipped_BT - return_BT) ** 2 > (value_BT - return_BT) ** 2)
     return {"value_clipped": (is_larger_BT & mask_BT).sum()}
 
 

@@ -159,6 +159,7 @@ def ppo_forecast(
         fitting = [length for length in lengths if length + new <= reader.context] or [max(1, reader.context - new)]
         valued = 0 if config.value_function == "shared" else value.parameters
         trained = shape.parameters if config.lora is None else shape.adapters(config.lora.rank)
+        policy = shape if config.lora is None else replace(shape, own_layers=False)  # the library's, with adapters
         held = {
             "weights": FP32 * valued + _policies(shape, trained, config) + _frozen(judge, config),
             "optimizer": 2 * FP32 * (trained + valued),
@@ -176,7 +177,7 @@ def ppo_forecast(
             for batch in _batches(items, episodes, of=episodes):
                 groups = _groups(batch, config.microbatch_tokens)
                 of_policy, how = groups + _groups(texts, config.microbatch_tokens), place.passing(config.policy)
-                phases.append(pass_phase(shape, of_policy, how, trained=trained, held=held))
+                phases.append(pass_phase(policy, of_policy, how, trained=trained, held=held))
                 if valued:
                     phases.append(pass_phase(value, groups, place.passing(config.value), trained=valued, held=held))
         return largest(phases)

@@ -72,16 +72,17 @@ def adapter_layers(library: Any) -> dict[str, Any]:
 def merged_state(library: Any, weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """The state dict of the plain architecture: adapters merged, `weights` in place of the parameters they name."""
     kept = {name: parameter.detach().clone() for name, parameter in library.named_parameters() if name in weights}
+    tied = _further_names(library)
     _assign(library, weights)
     try:
         layers = adapter_layers(library)
         if not layers:
-            return {name: tensor.detach().clone() for name, tensor in library.state_dict().items()}
+            return {name: one.detach().clone() for name, one in library.state_dict().items() if name not in tied}
         state = {}
         for name, tensor in library.state_dict().items():
-            if ".lora_" in name:
-                continue
             owner, _, rest = name.rpartition(".base_layer.")
+            if ".lora_" in name or (name in tied and not owner):
+                continue
             merged = tensor.detach().clone()
             if owner and rest == "weight":
                 merged += layers[owner].get_delta_weight(ADAPTER).to(merged.dtype)
@@ -89,6 +90,12 @@ def merged_state(library: Any, weights: Mapping[str, Tensor]) -> dict[str, Tenso
         return state
     finally:
         _assign(library, kept)
+
+
+def _further_names(library: Any) -> set[str]:
+    """The names of tied weights but the first of each: the library ties them again when it loads the model."""
+    names = set(dict(library.named_parameters()))
+    return {name for name, _ in library.named_parameters(remove_duplicate=False)} - names
 
 
 def _assign(library: Any, weights: Mapping[str, Tensor]) -> None:

@@ -46,7 +46,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from tastemaker import llama
+from tastemaker import llama, processes
 from tastemaker.attention import LONGEST_BY_PRODUCTS
 from tastemaker.head import KEPT_BYTES, LOGITS_PER_CHUNK
 
@@ -159,7 +159,7 @@ def shape_of(library: Any, *, scores: bool = False) -> Shape:
         heads=heads,
         inner=int(next(filter(None, named), 4 * config.hidden_size)),
         vocabulary=0 if scores or head is None else int(head.weight.shape[0]),
-        own_layers=llama.layers_of(library) is not None,
+        own_layers=llama.layers_of(library) is not None and not processes.several(),
     )
 
 

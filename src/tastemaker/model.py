@@ -81,6 +81,7 @@ class LanguageModel(nn.Module):
         super().__init__()
         self.library = library
         self.tokenizer = tokenizer
+        _let_every_row_learn(library)
         self.trunk, self.linear_head = _choose_path(library)
         self.train(library.training)
 
@@ -175,6 +176,7 @@ class RewardModel(nn.Module):
         super().__init__()
         self.library = library
         self.tokenizer = tokenizer
+        _let_every_row_learn(library)
         self.trunk = _choose_trunk(library)
         self.register_buffer("offset", torch.tensor(float(getattr(library.config, "reward_offset", 0.0))))
         self.offset: Tensor
@@ -244,6 +246,17 @@ def _predict_chunk(
         logprob_MV = logits_MV - normalizer_M[:, None]
         entropy_M = -(logprob_MV.exp() * logprob_MV).sum(1)
     return logprob_M, entropy_M
+
+
+def _let_every_row_learn(library: Any) -> None:
+    """Have the input embedding of the padding's id trained like any other.
+
+    The library leaves it out, since padding is not to be learned; but in many models that id is the end token's, which
+    turns are closed by and reward models are read at. No padding gets a gradient here, whatever its id is.
+    """
+    embedding = library.get_input_embeddings()
+    if isinstance(embedding, nn.Embedding):
+        embedding.padding_idx = None
 
 
 def _choose_path(library: Any) -> tuple[Trunk, bool]:
@@ -336,8 +349,15 @@ def device_of(module: Any) -> torch.device:
 
 
 def context_length(config: Any) -> int:
-    """The longest sequence a model takes, in tokens; 1,048,576 where the config names no limit."""
+    """The longest sequence a model takes, in tokens; 1,048,576 where the config names no limit.
+
+    Where the library turns positions otherwise for a batch with one long sequence in it (longrope), it is the length
+    up to which it does not: what a sequence's log-probs are must not depend on its neighbours.
+    """
     text = config.get_text_config()
+    rope = getattr(text, "rope_parameters", None) or {}
+    if rope.get("rope_type") == "longrope":
+        return int(rope["original_max_position_embeddings"])
     for name in ("max_position_embeddings", "n_positions", "max_seq_len"):
         value = getattr(text, name, None)
         if isinstance(value, int) and value > 0:

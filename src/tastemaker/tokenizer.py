@@ -10,6 +10,7 @@ A base model without a template gets the named default `plain`.
 
 from __future__ import annotations
 
+import logging
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -20,6 +21,8 @@ from jinja2 import TemplateError
 
 from tastemaker.errors import ModelError
 from tastemaker.records import Message, Messages
+
+log = logging.getLogger(__name__)
 
 # A newline after a block's end would be swallowed (the library sets trim_blocks), so the blank line is an expression.
 CHAT_TEMPLATES: Mapping[str, str] = {
@@ -55,12 +58,13 @@ class Tokenizer:
     """A Hugging Face fast tokenizer with a chat template and one end token, made by `wrap_tokenizer`.
 
     `vocabulary` counts the ids that may be sampled; a model's embedding may have more rows. `stop_ids` end a response;
-    the first is the end token that demonstrations are closed with.
+    the first is the end token, `end_id`.
     """
 
     library: Any
     vocabulary: int
     end_id: int
+    """The token that closes a finished response: the chat template's, where it closes replies by a control token."""
     stop_ids: tuple[int, ...]
     control_texts: tuple[str, ...]
     """The texts of all control tokens."""
@@ -88,13 +92,13 @@ class Tokenizer:
         return [*opening, *ids[len(ids) - count + len(opening) :]]
 
     def response_ids(self, text: str, *, finished: bool) -> list[int]:
-        """Encode a response as plain text; the end token closes it if it was finished."""
+        """Encode a response as plain text; if it was finished, `end_id` closes it: what the model itself would say."""
         ids = self._encode(text, control=False)
         return [*ids, self.end_id] if finished else ids
 
     def text_ids(self, text: str) -> list[int]:
-        """Encode a pretraining document as plain text, closed by the end token."""
-        return [*self._with_one_bos(self._encode(text, control=False)), self.end_id]
+        """Encode a pretraining document as plain text, closed by the tokenizer's end token."""
+        return [*self._with_one_bos(self._encode(text, control=False)), int(self.library.eos_token_id)]
 
     def decode(self, ids: Sequence[int]) -> str:
         """The exact text of `ids`; control tokens are shown, spaces are not cleaned up."""
@@ -179,7 +183,8 @@ def wrap_tokenizer(library: Any, *, source: str = "the tokenizer", stop_texts: S
     if getattr(library, "chat_template", None) is None:
         library.chat_template = CHAT_TEMPLATES[DEFAULT_CHAT_TEMPLATE]
     after_reply = _check_template(library, source)
-    stop_ids = [int(library.eos_token_id), *_closing_ids(library, after_reply)]
+    closing = _closing_ids(library, after_reply)
+    stop_ids = [*closing, int(library.eos_token_id)]
     for text in stop_texts:
         ids = library.encode(text, add_special_tokens=False)
         if len(ids) != 1 or ids[0] == library.unk_token_id:
@@ -188,7 +193,7 @@ def wrap_tokenizer(library: Any, *, source: str = "the tokenizer", stop_texts: S
     return Tokenizer(
         library=library,
         vocabulary=max(library.get_vocab().values()) + 1,  # len() would be too small where ids have gaps
-        end_id=int(library.eos_token_id),
+        end_id=(closing or [int(library.eos_token_id)])[0],
         stop_ids=tuple(dict.fromkeys(stop_ids)),
         control_texts=tuple(token.content for token in library.added_tokens_decoder.values() if token.special),
     )
@@ -200,18 +205,31 @@ def _check_template(library: Any, source: str) -> str:
     Returns what it writes after a reply.
     """
     reply = "Three."
-    turns = [{"role": "user", "content": "One two."}, {"role": "assistant", "content": reply}]
+    asked, answered = {"role": "user", "content": "One two."}, {"role": "assistant", "content": reply}
     try:
-        prompt = _rendered(library, turns[:1], add_generation_prompt=True)
-        whole = _rendered(library, turns, add_generation_prompt=False)
+        prompt = _rendered(library, [asked], add_generation_prompt=True)
+        whole = _rendered(library, [asked, answered], add_generation_prompt=False)
     except Exception as error:  # templates run arbitrary Jinja code
         raise ModelError(f"the chat template of {source} fails on a plain question and reply: {error}.") from error
+    _check_stays(prompt, whole, source)
+    system = {"role": "system", "content": "Be brief."}
+    for longer in ([system, asked], [asked, answered, asked]):
+        try:
+            before = _rendered(library, longer, add_generation_prompt=True)
+            after = _rendered(library, [*longer, answered], add_generation_prompt=False)
+        except Exception:  # such as a template that refuses a system turn: whoever gives it one is told
+            log.debug("the chat template of %s refuses %d turns", source, len(longer))
+        else:
+            _check_stays(before, after, source)
+    return whole[len(prompt) :].partition(reply)[2]
+
+
+def _check_stays(prompt: str, whole: str, source: str) -> None:
     if not whole.startswith(prompt):
         raise ModelError(
             f"the chat template of {source} renders a prompt differently once a reply follows "
             f"({prompt!r} is not a prefix of {whole!r}). Use a template whose prompt stays as it is."
         )
-    return whole[len(prompt) :].partition(reply)[2]
 
 
 def _closing_ids(library: Any, after_reply: str) -> list[int]:

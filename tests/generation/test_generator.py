@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from collections import Counter
 from dataclasses import replace
+from functools import partial
 from statistics import mean
 from typing import Any
 
@@ -14,6 +15,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.stats import chisquare
 from tests.models import ARCHITECTURES, VOCABULARY, make_library, make_tokenizer
+from transformers import AutoConfig, AutoModelForCausalLM
 
 from tastemaker.errors import ConfigError, DataError, ModelError
 from tastemaker.generation import FinishReason, Generator, Rollout, Sampling
@@ -414,3 +416,39 @@ def test_nothing_runs_before_the_request_is_checked() -> None:
 def test_impossible_settings_are_refused(changes: dict[str, Any], error: type[Exception]) -> None:
     with pytest.raises(error):
         make_generator(**changes)
+
+
+def test_a_language_model_within_a_larger_one() -> None:
+    """Such as Gemma 3's, which reads images too: its sizes stand in a config within the config."""
+    text = {"hidden_size": 48, "num_attention_heads": 6, "num_key_value_heads": 3, "head_dim": 8}
+    text |= {"vocab_size": VOCABULARY, "num_hidden_layers": 2, "intermediate_size": 80, "sliding_window": 9}
+    images = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
+    images |= {"image_size": 28, "patch_size": 14}
+    config = AutoConfig.for_model("gemma3", text_config=text, vision_config=images)
+    torch.manual_seed(0)
+    library = AutoModelForCausalLM.from_config(config).eval()
+    assert not hasattr(library.config, "vocab_size")
+    generator = Generator(library, vocabulary=VOCABULARY)
+    groups = generator.generate(PROMPTS, 2, replace(SAMPLING, max_new_tokens=13), SEEDS)
+    assert max(len(one.prompt_ids) + len(one.response_ids) for one in flat(groups)) > 9, "beyond the window"
+    for rollout in flat(groups):
+        assert list(rollout.logprobs) == pytest.approx(teacher_forced(library, rollout), abs=5e-5)
+
+
+def test_layers_that_are_compiled_for_training_decode_as_they_are_written() -> None:
+    library, called = make_library(), list[int]()
+
+    def compiled(forward: Any, *args: Any, **more: Any) -> Any:
+        called.append(1)
+        return forward(*args, **more)
+
+    for layer in library.model.layers:
+        layer._compiled_call_impl = partial(compiled, layer.forward)
+    library(input_ids=torch.tensor([[5, 6]]))
+    assert called
+    called.clear()
+    for dtype in (None, torch.bfloat16):
+        Generator(library, vocabulary=VOCABULARY, dtype=dtype).generate(PROMPTS, 1, SAMPLING, SEEDS)
+    assert not called
+    library(input_ids=torch.tensor([[5, 6]]))
+    assert called, "training goes on with them"

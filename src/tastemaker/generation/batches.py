@@ -50,7 +50,7 @@ class Request:
             raise ConfigError(
                 f"Stop tokens {unknown} are never sampled: the vocabulary has the ids 0 to {vocabulary - 1}."
             )
-        embeddings = model.config.vocab_size
+        embeddings = model.config.get_text_config().vocab_size
         for name, ids in (("The prefix", self.prefix), *((f"Prompt {i}", ids) for i, ids in enumerate(self.prompts))):
             if ids and not 0 <= min(ids) <= max(ids) < embeddings:
                 raise DataError(f"{name} has ids from {min(ids)} to {max(ids)}; the model knows 0 to {embeddings - 1}.")
@@ -63,7 +63,7 @@ class Request:
         self._check_length(model)
 
     def _check_length(self, model: PreTrainedModel) -> None:
-        context = getattr(model.config, "max_position_embeddings", None)
+        context = getattr(model.config.get_text_config(), "max_position_embeddings", None)
         if not self.prompts or not isinstance(context, int) or self.longest <= context:
             return
         length, place = max((len(prompt), -i) for i, prompt in enumerate(self.prompts))

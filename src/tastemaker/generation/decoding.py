@@ -303,14 +303,16 @@ def _choose_modules_path(model: PreTrainedModel) -> Path:
 def longest_fast_sequence(model: PreTrainedModel) -> int | None:
     """Tokens up to which every layer sees the whole sequence, as the fast path assumes; None if that has no limit."""
     names = ("sliding_window", "attention_chunk_size", "local_attention", "window_size")
-    limits = [getattr(model.config, name, None) for name in names]
+    text = model.config.get_text_config()
+    limits = [getattr(text, name, None) for name in names]
     return min((limit for limit in limits if isinstance(limit, int)), default=None)
 
 
 def _problem(model: PreTrainedModel, path: Path) -> str | None:
     """Why `path` does not suit the model, or None where its logits are right."""
     # Two sequences of a prompt and two more tokens. The step between the ids is prime to most vocabulary sizes.
-    ids = [(11 + 31 * place) % model.config.vocab_size for place in range(14)]
+    vocabulary = model.config.get_text_config().vocab_size
+    ids = [(11 + 31 * place) % vocabulary for place in range(14)]
     sequences = (ids[:7], ids[7:12] if path.padding else ids[7:])
     expected = torch.stack([_plain_logits(model, sequence)[-3:] for sequence in sequences])
     try:

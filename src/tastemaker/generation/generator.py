@@ -58,7 +58,7 @@ class Generator:
         max_batch_tokens: int = 32_768,
         drop_share: float = 0.25,
     ) -> None:
-        outputs = model.config.vocab_size
+        outputs = model.config.get_text_config().vocab_size
         if not 1 <= vocabulary <= outputs:
             raise ModelError(
                 f"The tokenizer has {vocabulary} tokens and {type(model).__name__} has logits for {outputs}. Each "
@@ -226,11 +226,19 @@ def _copy_in(dtype: torch.dtype, model: PreTrainedModel) -> PreTrainedModel:
 
 @contextmanager
 def _evaluating(model: PreTrainedModel) -> Iterator[None]:
-    """Every module in evaluation mode (dropout off) inside the block, and each in its own mode again after it."""
+    """Every module in evaluation mode (dropout off) inside the block, and each in its own mode again after it.
+
+    Layers that are compiled for training run as they are written: decoding has other shapes at every token.
+    """
     modes = [(module, module.training) for module in model.modules()]
+    compiled = [(module, call) for module, _ in modes if (call := module._compiled_call_impl) is not None]
     model.eval()
+    for module, _ in compiled:
+        module._compiled_call_impl = None
     try:
         yield
     finally:
         for module, training in modes:
             module.training = training
+        for module, call in compiled:
+            module._compiled_call_impl = call
