@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import math
 from itertools import pairwise
 from typing import Any
@@ -306,6 +307,8 @@ def test_pytorchs_kernel_takes_what_it_is_given(window: int | None) -> None:
     """Shapes, types and options only: the tensors are fake, so nothing is computed."""
     packed = BATCHES["ragged"]
     varlen = pytest.importorskip("torch.nn.attention.varlen")
+    if "enable_gqa" not in inspect.signature(varlen.varlen_attn).parameters:
+        pytest.skip("this version's kernel has no groups of heads, so it is not taken")
     with FakeTensorMode(allow_non_fake_inputs=True), torch.autocast("cpu", dtype=torch.bfloat16):
         inputs = [torch.empty(14, heads, 8, requires_grad=True) for heads in (HEADS, GROUPS, GROUPS)]
         query, key, value = (each.transpose(0, 1) for each in inputs)

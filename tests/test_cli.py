@@ -337,3 +337,38 @@ def test_tasks_go_out_and_answers_come_in_as_files(
     rows = [json.loads(line) for line in (tmp_path / "tasks.jsonl").read_text().splitlines()]
     assert len(rows) == 2
     assert "k0" not in (tmp_path / "tasks.jsonl").read_text()
+
+
+def test_policies_are_not_sampled_for_prompts_that_cannot_be_compared(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """One prompt has no interval, and one that does not fit into the second policy would be found after the first."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "room_judge.py").write_text("def long(prompts, responses, records):\n    return map(len, responses)\n")
+    save_model(tmp_path / "m0", max_position_embeddings=64)
+    save_model(tmp_path / "m1", max_position_embeddings=16)
+    rest = ["--policies", "a", "m0", "b", "m1", "--judge", "room_judge:long", "--out", "ev", "--max-new-tokens", "3"]
+    one = write(tmp_path / "one.jsonl", [{"prompt": "w3"}, {"prompt": "w3"}])
+    assert main(["evaluate", "--data", one, *rest]) == 2
+    assert "an interval needs two prompts" in capsys.readouterr().err
+    two = write(tmp_path / "two.jsonl", [{"prompt": "w3"}, {"prompt": "w4 " * 30}])
+    assert main(["evaluate", "--data", two, *rest]) == 2
+    said = capsys.readouterr().err
+    assert "context of 16 of the policy 'b'" in " ".join(said.split())
+    assert "a, T=1" not in said, "nobody was sampled from"
+    assert not (tmp_path / "ev").exists()
+
+
+def test_a_comparison_alone_stops_at_texts_and_tells_the_share_at_equal_length(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "stop_judge.py").write_text("def long(prompts, responses, records):\n    return map(len, responses)\n")
+    for seed in range(2):
+        save_model(tmp_path / f"m{seed}", seed=seed)
+    prompts = write(tmp_path / "p.jsonl", [{"prompt": f"w{n}"} for n in range(3, 13)])
+    rest = ["--judge", "stop_judge:long", "--out", "ev", "--max-new-tokens", "9", "--precision", "bfloat16"]
+    assert main(["evaluate", "--policies", "a", "m0", "b", "m1", "--data", prompts, *rest, "--stop", "w"]) == 0
+    assert "; at equal length " in capsys.readouterr().out
+    rows = [json.loads(line) for line in (tmp_path / "ev" / "responses.jsonl").read_text().splitlines()]
+    assert not any("w" in text for row in rows for text in row["responses"].values())

@@ -51,7 +51,8 @@ def test_gradients_are_the_same_by_layers_that_are_compiled_once() -> None:
     for name, gradient in plain.items():
         torch.testing.assert_close(compiled[name], gradient, rtol=1e-5, atol=1e-6, msg=name)
     pieces = torch._dynamo.utils.counters["stats"]["unique_graphs"]
-    assert pieces <= 4, "those of one layer: attention and what it is called from cut it up"
+    most = 4 if torch.__version__ >= "2.12" else 8  # of one layer, however many there are
+    assert pieces <= most, "those of one layer: attention and what it is called from cut it up"
 
 
 def test_it_does_not_go_with_recomputation() -> None:

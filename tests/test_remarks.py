@@ -17,6 +17,7 @@ from tastemaker.commands.remarks import (
     sft_result,
     warn_of_dropout,
     warn_of_leaks,
+    warn_of_marked,
     warn_of_unknown_tokens,
 )
 from tastemaker.halves import Part, in_part
@@ -124,3 +125,20 @@ def test_results_in_a_line(tmp_path: Path) -> None:
     assert reward_result(tmp_path) == f"accuracy 100 % [82, 100] on 20 held-out pairs; {model}"
     (tmp_path / "results.json").write_text(json.dumps(results | {"on": "training rankings"}))
     assert reward_result(tmp_path) == f"accuracy 100 % [82, 100] on 20 training pairs; {model}"
+
+
+def test_prompts_of_ppo_that_are_marked_as_held_out_are_counted(capsys: pytest.CaptureFixture[str]) -> None:
+    splits: tuple[Split | None, ...] = ("train", "test", None, "validation")
+    warn_of_marked([Prompt(messages=prompt("w1").messages, about=About(split=split)) for split in splits])
+    assert "of 4 training rows 2 have a 'split' of validation or test" in capsys.readouterr().err
+
+
+def test_a_conversation_that_goes_on_from_a_held_out_one_is_trained_on_it(capsys: pytest.CaptureFixture[str]) -> None:
+    """Up to any of its user turns, not the first alone."""
+    turns = [Message("user", "w1"), Message("assistant", "w2"), Message("user", "w3")]
+    longer = [*turns, Message("assistant", "w4"), Message("user", "w5")]
+    rows = [Demonstration(prompt=Prompt(messages=tuple(messages)), response="w6") for messages in (turns, longer)]
+    warn_of_leaks(rows[1:], rows[:1])
+    assert "1 of 1 held-out rows have a prompt that is trained on too" in capsys.readouterr().err
+    warn_of_leaks(rows[:1], rows[1:])
+    assert capsys.readouterr().err == ""

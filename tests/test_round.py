@@ -13,7 +13,7 @@ import pytest
 
 from tastemaker.artefacts import hash_path, read_manifest
 from tastemaker.config import from_mapping
-from tastemaker.errors import AnswersMissing, DataError
+from tastemaker.errors import AnswersMissing, ConfigError, DataError
 from tastemaker.files import read_demonstrations, read_rankings, write_records
 from tastemaker.recipe import Recipe
 from tastemaker.records import Message, Prompt
@@ -533,3 +533,47 @@ def test_ready_training_records_with_personal_data_are_left_out(
     ) == (8 if keeps else 0)
     assert len(rows(stages / "4-comparisons/test.jsonl")) == 6, "what is only measured on stays"
     assert ("hold personal data" in capsys.readouterr().err) != keeps
+
+
+def test_what_chooses_by_validation_prompts_needs_some(random_base: Path, data: Path, tmp_path: Path) -> None:
+    write_records(tmp_path / "prompts.jsonl", study.prompts(0, train=8, validation=0, test=6))
+    recipe = with_changes(settings(random_base, data), {"prompts.source": str(tmp_path / "prompts.jsonl")})
+    with pytest.raises(DataError, match=r"no validation prompts, and selection: first, evaluation.contestants.shown"):
+        run(recipe, tmp_path / "out", "prompts")
+    recipe = with_changes(recipe, {"selection": {}, "evaluation.contestants.shown": {"model": "base"}})
+    run(recipe, tmp_path / "out", "prompts")
+
+
+def test_demonstrations_of_validation_prompts_are_not_trained_on(
+    random_base: Path, data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Nor are those of a prompt whose other demonstration only measures, or of a conversation that goes on from it."""
+    held_out = study.prompts(0, train=0, validation=1, test=0)[0].messages
+    later = [*(one.to_json() for one in held_out), {"role": "assistant", "content": "so"}, held_out[0].to_json()]
+    asked = ["first", " FIRST", [one.to_json() for one in held_out], later, "second"]
+    source = tmp_path / "demonstrations.jsonl"
+    source.write_text("".join(json.dumps({"prompt": one, "completion": "corn"}) + "\n" for one in asked))
+    changes = {"demonstrations": {"source": str(source), "validation": 1}}
+    run(with_changes(settings(random_base, data), changes), tmp_path / "out", "prompts", "demonstrations")
+    (kept,) = read_demonstrations(tmp_path / "out/round-1/2-demonstrations/train.jsonl")
+    assert kept.prompt.messages[0].content == "second"
+    assert "3 of 4 training records have a validation prompt and are left out" in capsys.readouterr().err
+
+
+def test_claims_about_prompts_that_are_not_there_are_told_before_anybody_responds(
+    finished: Path, random_base: Path, data: Path, tmp_path: Path
+) -> None:
+    shutil.copytree(finished, tmp_path / "out")
+    check = {"measure": "win_rate", "a": "ppo", "b": "first", "above": 0.5, "where": {"category": "nothing"}}
+    claims = [{"id": "1", "statement": "s", "checks": [check]}]
+    recipe = with_changes(settings(random_base, data), {"evaluation.claims": claims})
+    with pytest.raises(ConfigError, match=r"claim 1: win_rate of 'ppo' needs two test prompts with .*nothing.* are 0"):
+        run(recipe, tmp_path / "out", "evaluation")
+
+
+def test_fewer_prompts_than_asked_for_are_said(
+    random_base: Path, data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    recipe = with_changes(settings(random_base, data), {"demonstrations.train": 9})
+    run(recipe, tmp_path / "out", "prompts", "demonstrations")
+    assert "9 train prompts were asked for, and 8 are there" in capsys.readouterr().err

@@ -16,12 +16,13 @@ from rich.console import Console
 from rich.table import Table
 
 from tastemaker import parallel
-from tastemaker.checkpoint import load_policy, load_reward_model
+from tastemaker.checkpoint import load_policy, load_reader, load_reward_model
+from tastemaker.errors import DataError
 from tastemaker.files import atomic_write, write_json
 from tastemaker.functions import is_function_path, load_function
 from tastemaker.intervals import mean_ci
 from tastemaker.records import Prompt
-from tastemaker.responses import DecodingConfig
+from tastemaker.responses import DecodingConfig, check_room
 from tastemaker.scoring import FunctionScorer, ModelScorer, Scorer
 from tastemaker.stages.evaluation import Contestant, Field, Sampled
 from tastemaker.stages.evaluation.contestants import finished_rate, respond
@@ -40,6 +41,10 @@ def evaluate_alone(
 ) -> None:
     """Write `results.json` and `responses.jsonl`, and print the table."""
     device = parallel.prepare(threads)
+    if len({prompt.key for prompt in prompts}) < 2:
+        raise DataError("an interval needs two prompts at least; give more in --data.")
+    for name, path in policies.items():
+        check_room(prompts, load_reader(path), decoding.max_new_tokens, name)
     scorer: Scorer
     is_function = is_function_path(judge)
     if is_function:
@@ -116,5 +121,7 @@ def _print(comparisons: Sequence[Mapping[str, Any]], models: Mapping[str, Mappin
     console = Console()
     console.print(table)
     for row in comparisons:
-        low, high = row["ci95"]
-        console.print(f"{row['a']} preferred to {row['b']}: {row['win_rate']:.1%} [{low:.1%}, {high:.1%}]")
+        (low, high), equal = row["ci95"], row["length_controlled"]
+        said = f"{row['a']} preferred to {row['b']}: {row['win_rate']:.1%} [{low:.1%}, {high:.1%}]"
+        low, high = equal["ci95"]
+        console.print(f"{said}; at equal length {equal['win_rate']:.1%} [{low:.1%}, {high:.1%}]", soft_wrap=True)

@@ -24,6 +24,17 @@ def first_turn(prompt: Prompt) -> Prompt:
     return replace(prompt, messages=prompt.messages[:count], about=replace(prompt.about, id=None))
 
 
+def openings(prompt: Prompt) -> list[Prompt]:
+    """The prompts that a conversation went through: it up to each of its user turns, the whole of it last.
+
+    Whoever learns from the conversation learns what was replied to each of the earlier ones.
+    """
+    ends = [place for place, message in enumerate(prompt.messages, 1) if message.role == "user"]
+    about = replace(prompt.about, id=None)
+    earlier = [replace(prompt, messages=prompt.messages[:end], about=about) for end in ends]
+    return [*(one for one in earlier if len(one.messages) < len(prompt.messages)), prompt]
+
+
 def in_part(prompt: Prompt, part: Part) -> bool:
     """Whether a prompt belongs to a part; its half is drawn by a hash of its first turn."""
     digest = hashlib.blake2b(messages_hash(first_turn(prompt).messages).encode(), digest_size=1).digest()

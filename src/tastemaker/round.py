@@ -34,7 +34,7 @@ from tastemaker.forecast import (
     sft_forecast,
     watched,
 )
-from tastemaker.halves import first_turn
+from tastemaker.halves import openings
 from tastemaker.inputs import Inputs
 from tastemaker.kept import digest
 from tastemaker.model import LanguageModel
@@ -87,18 +87,30 @@ class Round:
             if reader is not None:
                 raw = leaving_room(raw, reader.load(), new_tokens=new_tokens)
             kept, report = prompts.take_in(raw, config)
+            self._check_validation(kept)
             for split in ("train", "validation", "test"):
                 write_records(folder / f"{split}.jsonl", [prompt for prompt in kept if prompt.about.split == split])
             write_json(folder / "report.json", to_json(report))
             leaked = prompts.overlap(
                 [prompt for prompt in kept if prompt.about.split == "test"],
-                [prompt for prompt in kept if prompt.about.split != "test"],
+                [one for prompt in kept if prompt.about.split != "test" for one in openings(prompt)],
             )
             if leaked:
                 raise DataError(f"{len(leaked)} test prompts also occur in training or validation: {leaked[:3]}.")
             say(report.summary())
 
         self.run("1-prompts", config, inputs, work)
+
+    def _check_validation(self, kept: list[Prompt]) -> None:
+        """What chooses among models or prefixes by validation prompts needs some."""
+        contestants = {} if self.recipe.evaluation is None else self.recipe.evaluation.contestants
+        needy = [f"selection: {name}" for name in self.recipe.selection]
+        needy += [f"evaluation.contestants.{name}: few_shot" for name, one in contestants.items() if one.few_shot]
+        if needy and not any(prompt.about.split == "validation" for prompt in kept):
+            raise DataError(
+                f"there are no validation prompts, and {', '.join(needy)} chooses by them; raise "
+                "prompts.validation_share, or give prompts with split 'validation'."
+            )
 
     def demonstrations(self) -> None:
         """Collect demonstrations for training and validation prompts, or read them."""
@@ -273,7 +285,7 @@ class Round:
 
     def refuse_test_prompts(self, used: list[Prompt], test: list[Prompt], what: str) -> None:
         """Nor may a conversation be trained on that begins with one."""
-        leaked = prompts.overlap(test, [*used, *map(first_turn, used)])
+        leaked = prompts.overlap(test, [opening for prompt in used for opening in openings(prompt)])
         if leaked:
             raise DataError(f"{len(leaked)} test prompts also occur in the {what}, such as {leaked[0]}; remove them.")
 
@@ -295,14 +307,17 @@ class Round:
         config = self.recipe.demonstrations
         assert config.source is not None
         given = inputs.source("source", config.source, read_demonstrations, Demonstration)
-        test, personal_data = inputs.prompts("test"), inputs.personal_data_filter()
+        personal_data = inputs.personal_data_filter()
+        test, validation = inputs.prompts("test"), inputs.prompts("validation")
 
         def work(folder: Path) -> None:
             rows, count = given.load(), config.validation or 0
-            train = personal_data.kept(rows[count:])[: config.train]
+            held_out = rows[:count]
+            reserved = [*(row.prompt for row in held_out), *validation.load()]
+            train = personal_data.kept(prompts.apart(rows[count:], reserved))[: config.train]
             self.refuse_test_prompts([row.prompt for row in train], test.load(), "demonstrations")
             write_records(folder / "train.jsonl", train)
-            write_records(folder / "validation.jsonl", rows[:count])
+            write_records(folder / "validation.jsonl", held_out)
 
         return work
 
@@ -319,6 +334,7 @@ class Round:
                 shape = {"prompts": asked.fingerprint, "people": raters.fingerprint}
                 shape["guideline"] = guideline.version
                 study, panel = self.study(f"demonstrations/{split}", shape), raters.panel("training")
+                prompts.say_shortfall(asked.load(), count, f"{split} prompts")
                 collected[split] = demonstrations.collect_demonstrations(
                     self.service, asked.load()[:count], panel, study=study, guideline=guideline
                 )

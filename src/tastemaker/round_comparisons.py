@@ -22,6 +22,7 @@ from tastemaker.stages.comparisons import (
     kept_candidates,
     sample_candidates,
 )
+from tastemaker.stages.prompts import say_shortfall
 
 if TYPE_CHECKING:
     from tastemaker.round import Round, Work
@@ -87,6 +88,7 @@ def _collect(round_: Round, config: ComparisonsConfig, inputs: Inputs) -> Work:
     def work(folder: Path) -> None:
         kept, drawn = Kept(folder / CANDIDATES), {}
         for split, count in (("train", config.train), ("validation", config.validation)):
+            say_shortfall(asked[split].load(), count, f"{split} prompts")
             drawn[split] = kept_candidates(kept, asked[split].load()[:count], draw, depends=digest(shape))
         noise = _noise(round_, raters, drawn["train"])
         collected = {}

@@ -25,12 +25,14 @@ from tastemaker.stages.evaluation import (
     Judged,
     Responses,
     Tables,
+    check_prompts,
     judge,
     judge_claims,
     tabulate,
 )
 from tastemaker.stages.evaluation.judging import rate
 from tastemaker.stages.ppo import PpoConfig
+from tastemaker.stages.prompts import say_shortfall
 from tastemaker.store.tasks import Rating
 
 if TYPE_CHECKING:
@@ -142,9 +144,12 @@ class _Evaluation:
 
     def write(self, folder: Path) -> None:
         """Sample, judge, measure; write results, responses, answers and samples."""
-        self.prompts = spread(self._sampling.fitting(self._test.load()), self.config.prompts)
+        fitting = self._sampling.fitting(self._test.load())
+        say_shortfall(fitting, self.config.prompts, "test prompts")
+        self.prompts = spread(fitting, self.config.prompts)
         if not self.prompts:
             raise DataError("there are no test prompts to evaluate on; give more users, or prompts with split 'test'.")
+        check_prompts(self.config, self.prompts)
         kept = Kept(folder / SAMPLED)
         responses = self._responses(kept)
         judged: list[Judged] = []
@@ -255,15 +260,15 @@ class _Evaluation:
 
     def _reward_panel(self, scorer: Scorer, responses: Responses) -> Panel:
         """A reward model as the only judge: it prefers what it scores higher."""
-        score_of: dict[tuple[str, str], float] = {}
+        score_of: dict[tuple[str, Response], float] = {}
         for sampled in responses.values():
             for prompt, response, score in zip(
                 self.prompts, sampled.responses, scorer(self.prompts, sampled.responses), strict=True
             ):
-                score_of[prompt.key, response.text] = score
+                score_of[prompt.key, response] = score
 
         def features(prompt: Prompt, response: Response) -> Mapping[str, float]:
-            return {"score": score_of[prompt.key, response.text]}
+            return {"score": score_of[prompt.key, response]}
 
         profile = RaterProfile(
             name=f"reward-model-{self.config.judge_reward}", group="held-out", weights={"score": 1.0}, noise=0.0

@@ -344,10 +344,12 @@ FAULTS = (
         what="a reward that has no more to tell once a word of a kind is said",
         strength="the policy's learning rate, without a KL penalty",
         set_at=(6e-3,),
-        tried_at=(8e-3, 1.2e-2),
+        tried_at=(4e-3, 5e-3),
         plant=lambda x: {
             "kl_coef": 0.0,
             "policy": rate(x),
+            "iterations": 32,
+            "whiten_advantages": False,  # what is left of them once all score the same would be as large as ever
             "score": lambda words: float(any(word in LIKED for word in words)),
         },
     ),

@@ -37,7 +37,7 @@ def rankings(count: int, *, seed: int, taste: Taste = "known") -> list[Ranking]:
 
 
 def optimizer(rate: float) -> dict[str, Any]:
-    return {"learning_rate": rate, "schedule": "constant"}
+    return {"learning_rate": rate, "schedule": "constant", "warmup_steps": 0}
 
 
 def found_in(folder: Path) -> list[str]:

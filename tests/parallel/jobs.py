@@ -29,7 +29,7 @@ from tastemaker.stages.reward import train_reward_model
 from tastemaker.stages.sft import train_sft
 
 CPU = torch.device("cpu")
-ADAM = {"learning_rate": 1e-3, "schedule": "constant", "epsilon": 1e-5}
+ADAM = {"learning_rate": 1e-3, "schedule": "constant", "warmup_steps": 0, "epsilon": 1e-5}
 
 DEMONSTRATIONS = [
     demonstration(f"w{n} w{n + 1}" + " w8" * (n % 4), " ".join(f"w{n + k}" for k in range(3 * (n % 3) + 1)))
@@ -43,6 +43,7 @@ RANKINGS = [
 ]
 PROMPTS = [prompt(f"w{number} w{number + 1}" + " w9" * (number % 3)) for number in range(3, 14)]
 TEXTS = [Text(text=" ".join(f"w{(7 * place + number) % 90}" for place in range(5 + number))) for number in range(7)]
+HELD_OUT = [Text(text=f"w{number} {text.text}") for number, text in enumerate(TEXTS[:3], 91)]
 
 
 def make_models(folder: Path) -> None:
@@ -167,7 +168,7 @@ def ppo(folder: Path, models: Path) -> None:
         scorer=scorer(models),
         prompts=PROMPTS,
         pretraining=TEXTS,
-        heldout_text=TEXTS[:3],
+        heldout_text=HELD_OUT,
         device=CPU,
         seed=3,
     )

@@ -350,6 +350,23 @@ def test_69_test_prompts_were_trained_on() -> None:
         assert len({row.about.split for row in kept if row.about.user == f"user {user}"}) == 1
 
 
+def test_69_a_conversation_that_goes_on_from_a_test_prompt_is_not_trained_on() -> None:
+    """Whoever learns from it learns what was replied to the test prompt. Up to any user turn; a short one, too."""
+    turns = [Message("user", "Hi"), Message("assistant", "Yes?"), Message("user", "Why?"), Message("assistant", "So.")]
+    rows = [
+        Prompt(messages=tuple(turns[:1]), about=About(user="ann", split="test")),
+        Prompt(messages=(Message("user", " hI "), *turns[1:3]), about=About(user="bob", split="train")),
+        Prompt(messages=(*turns[:1], *turns[1:4], Message("user", "Oh")), about=About(user="cem", split="validation")),
+        Prompt(messages=(Message("user", "Ho"),), about=About(user="dee", split="train")),
+    ]
+    kept, report = take_in(rows, PromptsConfig(source=""))
+    assert [row.about.user for row in kept] == ["ann", "dee"]
+    assert report.dropped["begins_with_test_prompt"] == 2
+    assert take_in(kept, PromptsConfig(source=""))[0] == kept
+    longer = [replace(rows[1], about=About(user="eve", split="test")), replace(rows[0], about=About(user="fay"))]
+    assert len(take_in(longer, PromptsConfig(source="", test_share=0, validation_share=0))[0]) == 2, "not the reverse"
+
+
 def a_round(folder: Path, base: str, changes: Mapping[str, Any]) -> Round:
     """A round with two training prompts, a test prompt, and what else it is given."""
     asked = [by("ann", "w20 w3", "train"), by("ann", "w21 w3", "train"), by("bob", "w22 w3", "test")]
@@ -366,6 +383,7 @@ LATER = Prompt(messages=(Message("user", "w22 w3"), Message("assistant", "w4"), 
 def test_69_demonstrations_of_test_prompts_are_refused(base: str, tmp_path: Path) -> None:
     source = tmp_path / "demonstrations.jsonl"
     write_records(source, [demonstration("w20 w3", "w5"), demonstration(" W22  w3 ", "w6")])
+    later = [*LATER.messages, Message("assistant", "w6"), Message("user", "w7")]
     with a_round(tmp_path, base, {"demonstrations": {"source": str(source)}}) as round_:
         round_.prompts()
         with pytest.raises(DataError, match="1 test prompts also occur in the demonstrations"):
@@ -373,6 +391,9 @@ def test_69_demonstrations_of_test_prompts_are_refused(base: str, tmp_path: Path
         write_records(source, [demonstration("w20 w3", "w5"), replace(demonstration("w22 w3", "w6"), prompt=LATER)])
         with pytest.raises(DataError, match="1 test prompts also occur in the demonstrations"):
             round_.demonstrations()
+        for test in (LATER, replace(LATER, messages=LATER.messages[:1])):
+            with pytest.raises(DataError, match="1 test prompts also occur in the x"):
+                round_.refuse_test_prompts([replace(LATER, messages=tuple(later))], [test], "x")
         write_records(source, [demonstration("w20 w3", "w5")])
         round_.demonstrations()
     written = read_demonstrations(tmp_path / "out" / "round-1" / "2-demonstrations" / "train.jsonl")

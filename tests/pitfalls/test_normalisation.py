@@ -424,3 +424,18 @@ def test_47_an_empty_answer_is_its_end_token(base: str) -> None:
     (row,) = encode_demonstrations([demonstration("w5 w6", "")], policy.tokenizer, context=64)
     assert row.num_predicted == 1
     assert row.ids[-1] == policy.tokenizer.end_id
+
+
+def test_47_a_fully_masked_minibatch_dilutes_no_mean(base: str) -> None:
+    """It has no tokens: means over those of the others are what they are without it."""
+    run = run_of(base, minibatches=2, truncated="mask", decoding={"max_new_tokens": 3})
+    stop, length = FinishReason.STOP, FinishReason.LENGTH
+    experience, _ = run.observe(*made_up(run, [stop, stop, stop, length, length, length]), 0)
+    trained, _ = run._policy_step(experience, [0, 1, 2], 0)
+    masked, _ = run._policy_step(experience, [3, 4, 5], 1)
+    assert (trained.sums["tokens"], masked.sums["tokens"]) == (9.0, 0.0)
+    assert run.value_trainer is not None
+    values = [run._value_step(run.value_trainer, experience, chosen) for chosen in ([0, 1, 2], [3, 4, 5])]
+    alone, both = (run._summary([trained, masked][:n], values[:n], [0.0]) for n in (1, 2))
+    assert both["ratio_mean"] == alone["ratio_mean"] == pytest.approx(1, abs=1e-5)
+    assert both["approx_kl"] == alone["approx_kl"]

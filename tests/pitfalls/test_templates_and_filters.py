@@ -188,6 +188,17 @@ def test_11_a_template_that_changes_the_prompt_is_refused(template: str) -> None
         wrap_tokenizer(train_bpe(template=template))
 
 
+@pytest.mark.parametrize(
+    ("condition", "said"),
+    [("messages[0].role == 'system'", "kindly "), ("messages | length > 2", "again ")],
+)
+def test_11_a_template_that_changes_longer_prompts_is_refused(condition: str, said: str) -> None:
+    """One that does so with a system turn alone, or from the second user turn on."""
+    changing = f"{{% if {condition} and add_generation_prompt %}}{said}{{% endif %}}" + CHATML
+    with pytest.raises(ModelError, match="renders a prompt differently once a reply follows"):
+        wrap_tokenizer(train_bpe(template=changing))
+
+
 def test_11_a_reply_merges_with_nothing_of_its_prompt(tmp_path: Path) -> None:
     """The template puts nothing between "th" and "e dog", of which a joint encoding would make a token "the"."""
     template = "{% for m in messages %}{{ m.content }}{{ eos_token if m.role == 'assistant' }}{% endfor %}"

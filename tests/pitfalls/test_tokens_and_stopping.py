@@ -16,15 +16,15 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tests.models import VOCABULARY, make_library, make_policy, random_sequences, save_model
+from tests.models import VOCABULARY, make_library, make_policy, make_tokenizer, random_sequences, save_model
 from tests.stages.conftest import demonstration, prompt, ranking
-from transformers import AutoModelForSequenceClassification
+from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
 
-from tastemaker.checkpoint import load_policy, new_reward_model, save_reward_model
+from tastemaker.checkpoint import load_policy, load_reward_model, new_reward_model, save_policy, save_reward_model
 from tastemaker.config import from_mapping
 from tastemaker.generation import FinishReason, Generator, Rollout, Sampling
 from tastemaker.generation.decoding import Path as DecodingPath
-from tastemaker.model import RewardModel, Trunk
+from tastemaker.model import LanguageModel, RewardModel, Trunk
 from tastemaker.packing import Packed, pack, pad_rows
 from tastemaker.records import Message, Prompt, Ranking, Response, Text
 from tastemaker.responses import as_response, sample_responses
@@ -35,6 +35,7 @@ from tastemaker.stages.dpo import as_pairs, pair_logprobs
 from tastemaker.stages.ppo import PpoRun
 from tastemaker.stages.reward import as_elements
 from tastemaker.stages.sft import demonstration_loss, encode_demonstrations, train_sft
+from tastemaker.tokenizer import wrap_tokenizer
 from tastemaker.training import Trainer
 
 CPU = torch.device("cpu")
@@ -101,6 +102,23 @@ def test_01_the_end_token_is_learned_though_it_is_the_pad_token(base: str) -> No
     (example,) = encode_demonstrations([demonstration("w5 w6", "w7 w8 w9")], policy.tokenizer, context=64)
     of_response = logprobs_by_hand(policy.library, [1, 4, 9, 10, 5, 11, 12, 13, END], start=5)
     assert demonstration_loss(policy, [example], budget=99) == pytest.approx(-sum(of_response) / 4, abs=1e-5)
+
+
+def test_01_the_end_tokens_own_embedding_learns_though_it_is_the_pad_tokens(base: str, tmp_path: Path) -> None:
+    """The library gives the padding's embedding no gradient. Where that is the end token's, the place at which a reward
+    model is read, and at which turns of a conversation end, is an input that stays as it was.
+
+    Here: `model._let_every_row_learn`; no padding has a gradient anyhow, whatever its id.
+    """
+    policy = load_policy(base)
+    assert policy.library.config.pad_token_id == END
+    reward = new_reward_model(base, seed=1)
+    save_reward_model(tmp_path, reward)
+    for model in (policy, reward, load_reward_model(str(tmp_path))):
+        packed, weight = pack([[5, END, 6, 7, END]]), model.library.get_input_embeddings().weight
+        read = model.scores(packed) if isinstance(model, RewardModel) else policy.hidden(packed)[-1]
+        (gradient,) = torch.autograd.grad(read.square().sum(), weight)
+        assert gradient[END].abs().max() > 1e-6
 
 
 def test_01_after_overfitting_one_sample_generation_stops(base: str, tmp_path: Path) -> None:
@@ -284,6 +302,25 @@ def test_05_no_token_is_trained_on_that_was_not_sampled(base: str) -> None:
     assert experience.sequences == [(*rollout.prompt_ids, *rollout.response_ids) for rollout in rollouts]
     sampled = [logprob for rollout in rollouts for logprob in rollout.logprobs]
     assert experience.old_logprob_BT[experience.mask_BT].tolist() == pytest.approx(sampled, abs=1e-5)
+
+
+def test_05_a_response_ends_in_training_with_what_the_model_itself_ends_with(tmp_path: Path) -> None:
+    """The template of a chat model closes turns by a token that is not the tokenizer's end token, which such a model
+    never says: demonstrations that end with the latter, and margins that count it, are about a token nobody sampled.
+
+    Here: `Tokenizer.end_id` is the template's closing token where there is one; saved models name it as an end.
+    """
+    library = make_tokenizer()
+    library.add_special_tokens({"additional_special_tokens": ["<turn>"]}, replace_extra_special_tokens=False)
+    library.chat_template = library.chat_template.replace("<eos>", "<turn>")
+    closing = library.convert_tokens_to_ids("<turn>")
+    policy = LanguageModel(make_library(vocabulary=closing + 1), wrap_tokenizer(library))
+    assert set(policy.tokenizer.stop_ids) == {closing, END}
+    (example,) = encode_demonstrations([demonstration("w5 w6", "w7")], policy.tokenizer, context=64)
+    (pair,) = as_pairs([ranking("w5 w6", ["w7", "w8"], ((0,), (1,)))], policy)
+    assert {example.ids[-1], pair.chosen_ids[-1], pair.rejected_ids[-1]} == {closing}
+    save_policy(tmp_path, policy)
+    assert set(AutoModelForCausalLM.from_pretrained(tmp_path).generation_config.eos_token_id) == {END, closing}
 
 
 # --- 6: nothing behind the first stop token --------------------------------------------------------------------------

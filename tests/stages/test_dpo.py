@@ -31,7 +31,7 @@ def config(**changes: Any) -> DpoConfig:
         "init": "",
         "batch_size": 5,
         "epochs": 2,
-        "optimizer": {"learning_rate": 1e-3, "schedule": "constant"},
+        "optimizer": {"learning_rate": 1e-3, "schedule": "constant", "warmup_steps": 0},
     }
     return from_mapping(DpoConfig, small | changes, where="test")
 
@@ -165,3 +165,17 @@ def test_the_size_of_micro_batches_changes_nothing(base: str, tmp_path: Path) ->
     assert all((found[0][name] - found[1][name]).abs().max() < 1e-5 for name in found[0])
     start = load_policy(base).library.state_dict()
     assert any((found[0][name] - start[name]).abs().max() > 1e-4 for name in start)
+
+
+def test_what_is_cut_and_what_is_left_out_is_said(base: str, capsys: pytest.CaptureFixture[str]) -> None:
+    rows = [ranking("w5 w6 w7", ["w8", "w9"], ((0,), (1,))), ranking("w5", ["w8", "w9", "w10"], ((0,), (1, 2)))]
+    rows.append(replace(rows[1], responses=(Response(text="", finished=False), *rows[1].responses[1:])))
+    policy = load_policy(base)
+    whole = len(as_pairs(rows[:1], policy)[0].prompt_ids)
+    assert capsys.readouterr().err == ""
+    pairs = as_pairs(rows, policy, whole - 1)
+    assert [len(pair.prompt_ids) < whole for pair in pairs] == [True] * 3
+    assert capsys.readouterr().err.splitlines() == [
+        "  1 of 3 prompts are longer than max_prompt_tokens; of those the end is read",
+        "  2 of 5 pairs have an empty response and are left out",
+    ]

@@ -33,6 +33,7 @@ from tastemaker.stages.ppo import Experience, PpoConfig, PpoRun, train_ppo
 CPU = torch.device("cpu")
 PROMPTS = [prompt(f"w{number} w{number + 1}" + " w9" * (number % 3)) for number in range(3, 10)]
 TEXTS = [Text(text=" ".join(f"w{(7 * place + number) % 90}" for place in range(11))) for number in range(13)]
+HELD_OUT = [Text(text=f"w{number} {text.text}") for number, text in enumerate(TEXTS[:3], 91)]
 
 
 def count_of(word: str) -> FunctionScorer:
@@ -398,6 +399,25 @@ def test_lora_trains_adapters_alone_and_keeps_the_reference_exact(base: str) -> 
     on = run.policy.predict(packed, source_M, packed.id_N[source_M + 1]).logprob_M
     torch.testing.assert_close(off, original, rtol=0, atol=0)
     assert (on - original).abs().max() > 1e-7
+
+
+def test_a_reward_model_may_have_another_template(
+    base: str, reward_model: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Of the same words, which it reads in another form: its head has not seen what the policy's prompts look like."""
+    assert run_of(base, reward_model).value is not None
+    assert capsys.readouterr().err == ""
+    model = load_reward_model(reward_model)
+    library = model.tokenizer.library
+    library.chat_template = library.chat_template.replace(" w0 ", " w2 ")
+    save_reward_model(tmp_path, model)
+    run_of(base, str(tmp_path))
+    assert "has another tokenizer or template; the value function starts from the policy" in capsys.readouterr().err
+
+
+def test_held_out_text_is_not_trained_on(base: str) -> None:
+    with pytest.raises(DataError, match="2 of 3 held-out documents are trained on too; leave them out"):
+        PpoRun(config(ptx_coef=1.0), base, None, count_of("w7"), PROMPTS, TEXTS, [*TEXTS[:2], *HELD_OUT[:1]], CPU, 3)
 
 
 def test_a_reward_model_may_have_another_tokenizer(

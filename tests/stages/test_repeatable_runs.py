@@ -87,7 +87,7 @@ def run_ppo(folder: Path, base: str, every: int, seed: int) -> None:
         scorer=test_ppo.count_of("w7"),
         prompts=test_ppo.PROMPTS,
         pretraining=test_ppo.TEXTS,
-        heldout_text=test_ppo.TEXTS[:3],
+        heldout_text=test_ppo.HELD_OUT,
         device=CPU,
         seed=seed,
     )

@@ -410,3 +410,18 @@ def test_the_size_of_micro_batches_changes_nothing(base: str) -> None:
         assert loss == pytest.approx(found[0][0], abs=1e-5)
         assert sums == pytest.approx(found[0][1], abs=1e-4)
         torch.testing.assert_close(grad, found[0][2], rtol=1e-4, atol=1e-5)
+
+
+def test_equal_scores_are_half_right_while_it_trains_as_well(base: str) -> None:
+    model = new_reward_model(base, seed=0)
+    torch.nn.init.zeros_(model.library.score.weight)
+    sums = element_loss(model, "pairs", as_elements([ranking("w3", ["w5", "w6"], ((0,), (1,)))], model), 1.0).sums
+    assert float(sums["correct"]) == 0.5
+
+
+def test_without_held_out_rankings_there_are_no_held_out_pairs(base: str, tmp_path: Path) -> None:
+    """The file is there all the same: an evaluation reads it."""
+    rows = [ranking(f"w{number}", ["w5", "w6"], ((0,), (1,))) for number in range(7, 14)]
+    train_reward_model(tmp_path, config=config(), init=base, rankings=rows, device=CPU, seed=0)
+    assert (tmp_path / "pairs.jsonl").read_text() == ""
+    assert json.loads((tmp_path / "results.json").read_text())["on"] == "training rankings"

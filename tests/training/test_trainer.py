@@ -281,3 +281,12 @@ def test_a_state_continues_where_it_was_taken() -> None:
         step(second, gradient)
     assert second.steps_taken == 4
     assert torch.equal(second.parameters[0], whole.parameters[0])
+
+
+@pytest.mark.parametrize(("warmup", "said"), [(4, False), (5, True), (9, True)])
+def test_a_warm_up_that_outlasts_training_is_said(warmup: int, said: bool, capsys: pytest.CaptureFixture[str]) -> None:
+    """Of 9 steps of warm-up the fifth is at 0.1 + 0.9 * 4 / 9 = half the rate."""
+    Trainer(Weights(), OptimizerConfig(learning_rate=2e-3, schedule="constant", warmup_steps=warmup), total_steps=5)
+    heard = capsys.readouterr().err
+    assert ("the learning rate rises to the end" in heard) == said
+    assert warmup != 9 or "comes to 0.001 of 0.002: its warm-up is 9 of 5 optimizer steps" in heard

@@ -10,7 +10,7 @@ from typing import Any
 from tastemaker.artefacts import read_json
 from tastemaker.console import say
 from tastemaker.errors import ModelError
-from tastemaker.halves import Part, first_turn, in_part
+from tastemaker.halves import Part, in_part, openings
 from tastemaker.metrics import read_metrics
 from tastemaker.records import Demonstration, Prompt, Ranking, Text
 
@@ -54,21 +54,26 @@ def warn_of_leaks(
 ) -> None:
     """Say where what is measured would be memory: prompts that are trained on too, rows that are marked as held out.
 
-    Conversations that begin alike are of the same prompt, as they are in a recipe.
+    What a conversation that is trained on begins with is trained on too, as it is in a recipe.
     """
     from tastemaker.stages.prompts import overlap
 
     trained = [row.prompt for row in rows if in_part(row.prompt, part)]
-    both = overlap([row.prompt for row in held_out], [*trained, *map(first_turn, trained)])
+    both = overlap([row.prompt for row in held_out], [opening for prompt in trained for opening in openings(prompt)])
     if both:
         say(
             f"warning: {len(both)} of {len(held_out)} held-out rows have a prompt that is trained on too. What is "
             "measured on them is memory; leave them out of one of the files."
         )
-    marked = sum(prompt.about.split in ("validation", "test") for prompt in trained)
+    warn_of_marked(trained)
+
+
+def warn_of_marked(prompts: Sequence[Prompt]) -> None:
+    """Say how many of the prompts that are trained on were set aside for something else."""
+    marked = sum(prompt.about.split in ("validation", "test") for prompt in prompts)
     if marked:
         say(
-            f"warning: of {len(trained)} training rows {marked} have a 'split' of validation or test, and train all "
+            f"warning: of {len(prompts)} training rows {marked} have a 'split' of validation or test, and train all "
             "the same."
         )
 

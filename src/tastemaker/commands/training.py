@@ -27,6 +27,7 @@ from tastemaker.commands.remarks import (
     sft_result,
     warn_of_dropout,
     warn_of_leaks,
+    warn_of_marked,
     warn_of_unknown_tokens,
 )
 from tastemaker.files import read_demonstrations, read_prompts, read_rankings, read_texts
@@ -241,6 +242,7 @@ def ppo(arguments: Sequence[str]) -> None:
         from tastemaker.stages.ppo import train_ppo
 
         warn_of_unknown_tokens(init, _named(options, data=rows, text=text, heldout_text=held_out))
+        warn_of_marked(rows)
         device = _device(options)
         train_ppo(
             folder,

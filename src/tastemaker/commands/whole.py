@@ -23,6 +23,7 @@ from tastemaker.errors import ConfigError
 from tastemaker.files import read_prompts
 from tastemaker.ranges import check_seed_and_threads, parse_size
 from tastemaker.records import Prompt
+from tastemaker.settings import Precision
 
 
 def run(arguments: Sequence[str]) -> None:
@@ -80,6 +81,11 @@ class _EvaluateOptions:
     """Logits are divided by it."""
     greedy: Annotated[bool, also("--decoding.greedy")] = False
     """Take the likeliest token each time."""
+    precision: Annotated[Precision, also("--decoding.precision")] = "float32"
+    """What matrix products are computed in; bfloat16 is faster, and its words differ in places."""
+    stop: tuple[str, ...] = ()
+    """Texts that end a response too, and are left out of it: a base model goes on with the next question after
+    `--stop "Q:"`."""
     replace: bool = False
     """Write over a finished result of other settings in OUT."""
     seed: int = 0
@@ -101,7 +107,11 @@ def evaluate(arguments: Sequence[str]) -> None:
     if len(options.policies) < 2:
         raise ConfigError("give at least two policies to compare: --policies new PATH old PATH.")
     decoding = DecodingConfig(
-        max_new_tokens=options.max_new_tokens, temperature=options.temperature, greedy=options.greedy
+        max_new_tokens=options.max_new_tokens,
+        temperature=options.temperature,
+        greedy=options.greedy,
+        precision=options.precision,
+        stop_texts=options.stop,
     )
     rows = read_records(options.data, read_prompts, Prompt)
 

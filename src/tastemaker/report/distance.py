@@ -20,7 +20,7 @@ from tastemaker.report.fields import Measured
 from tastemaker.report.run import Distant, Run, State
 from tastemaker.report.words import listed, number, value_and_interval
 
-UNJUDGED = "Whether people would agree was not measured in this run."
+UNJUDGED = "What they are truly worth was not measured here; the win rates tell what the judges preferred."
 ENOUGH = 3  # judged points for a sentence: two, one of which must be the better, show no shape
 HEIGHT, ROOM_FOR_AXES = 260.0, 60.0
 

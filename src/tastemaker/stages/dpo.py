@@ -23,7 +23,7 @@ from torch import Tensor
 
 from tastemaker import parallel, processes
 from tastemaker.checkpoint import Reader, load_policy, save_policy
-from tastemaker.console import through
+from tastemaker.console import say, through
 from tastemaker.corpus import permutation
 from tastemaker.errors import DataError
 from tastemaker.files import write_json
@@ -126,11 +126,14 @@ def as_pairs(
 ) -> list[Pair]:
     """Every untied pair of every ranking, best first; of a longer prompt `max_prompt_tokens` from its end.
 
-    Two responses of one text are no pair: whichever was preferred, there is nothing to learn or to measure.
+    Two responses of one text are no pair: whichever was preferred, there is nothing to learn or to measure. How many
+    prompts are cut and how many pairs have an empty response, and are left out, is said.
     """
-    tokenizer, pairs = policy.tokenizer, []
+    tokenizer, pairs, cut = policy.tokenizer, list[Pair](), 0
     for ranking in rankings:
-        prompt_ids = tuple(tokenizer.prompt_ids(ranking.prompt.messages, limit=max_prompt_tokens))
+        whole = tokenizer.prompt_ids(ranking.prompt.messages)
+        prompt_ids = tuple(whole if max_prompt_tokens is None else tokenizer.end_of(whole, max_prompt_tokens))
+        cut += len(prompt_ids) < len(whole)
         ids = [tuple(tokenizer.response_ids(r.text, finished=r.finished)) for r in ranking.responses]
         pairs += [
             Pair(ranking.prompt.messages, prompt_ids, ids[better], ids[worse])
@@ -138,6 +141,11 @@ def as_pairs(
             if ids[better] and ids[worse]
         ]
     check_fits([pair.cost // 2 for pair in pairs], policy.context, what="pairs")
+    if cut:
+        say(f"  {cut} of {len(rankings)} prompts are longer than max_prompt_tokens; of those the end is read")
+    empty = sum(len(ranking.untied_pairs) for ranking in rankings) - len(pairs)
+    if empty:
+        say(f"  {empty} of {empty + len(pairs)} pairs have an empty response and are left out")
     return pairs
 
 

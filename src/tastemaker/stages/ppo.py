@@ -50,8 +50,11 @@ from tastemaker.responses import as_response, engine_for, fitting_prompts, sampl
 from tastemaker.scoring import Scorer
 from tastemaker.settings import PpoConfig as PpoConfig
 from tastemaker.shared_value import SharedValue
+from tastemaker.tokenizer import Tokenizer
 from tastemaker.training import Loss, StepReport, Trainer, WeightAverage, decay_for
 from tastemaker.training.loop import ModuleState, run_steps
+
+READ_ALIKE = 64  # prompts that tell whether two models read them as the same ids
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -191,14 +194,17 @@ class PpoRun:
     ) -> None:
         if config.ptx_coef and not pretraining:
             raise DataError(f"ptx_coef is {config.ptx_coef}, but no pretraining text was given.")
+        both = len({one.text for one in pretraining} & {one.text for one in heldout_text}) if config.ptx_coef else 0
+        if both:
+            raise DataError(f"{both} of {len(heldout_text)} held-out documents are trained on too; leave them out.")
         if processes.several():
             check_for_several(config)
         self.config, self.scorer, self.seed, self.kl_coef = config, scorer, seed, config.kl_coef
         self.ratio_max = torch.zeros((), device=device)  # of the iteration so far
         self.policy = load_policy(init).to(device)
         self.reference = self._freeze_reference(init, device)
-        self.value: RewardModel | SharedValue = self._value_function(init, reward, device)
         self.prompts, self.prompt_ids = fitting_prompts(prompts, self.policy, config.decoding.max_new_tokens)
+        self.value: RewardModel | SharedValue = self._value_function(init, reward, device)
         self._check_value_context(reward)
         self.texts = self._pieces(pretraining) if config.ptx_coef else []
         self.heldout_pieces = self._pieces(heldout_text) if heldout_text else []
@@ -350,11 +356,17 @@ class PpoRun:
             return SharedValue(self.policy).to(device)
         if reward is not None:
             value = load_reward_model(reward)
-            if value.tokenizer.library.get_vocab() == self.policy.tokenizer.library.get_vocab():
+            if self._reads_alike(value.tokenizer):
                 return value.to(device)
-        why = "there is no reward model" if reward is None else "the reward model has another tokenizer"
+        why = "there is no reward model" if reward is None else "the reward model has another tokenizer or template"
         say(f"{why}; the value function starts from the policy's trunk, its head at random")
         return new_reward_model(init, seed=self.seed).to(device)
+
+    def _reads_alike(self, other: Tokenizer) -> bool:
+        """Whether it makes the same ids of the prompts: a sample of them tells templates apart."""
+        some = list(zip(self.prompts, self.prompt_ids, strict=True))[:READ_ALIKE]
+        same = other.library.get_vocab() == self.policy.tokenizer.library.get_vocab()
+        return same and all(other.prompt_ids(prompt.messages) == list(ids) for prompt, ids in some)
 
     def _check_value_context(self, reward: str | None) -> None:
         """The value function reads whole responses behind their prompts, as the policy does."""
@@ -428,7 +440,7 @@ class PpoRun:
             batches, num_predicted = self._text_batch(len(chosen), place)
             weighted, _ = self.policy_trainer.accumulate(batches, self._ptx_loss, num_predicted)
             ptx = weighted / self.config.ptx_coef
-        sums["tokens"] = num_tokens
+        sums["tokens"] = float(experience.mask_BT[list(chosen)].sum())
         return self.policy_trainer.apply(loss, sums), ptx
 
     def _policy_loss(self, experience: Experience, group: Sequence[int], num_tokens: float) -> Loss:
@@ -506,7 +518,7 @@ class PpoRun:
             )
 
     def _check_ratio(self, report: StepReport, iteration: int) -> None:
-        """At an iteration's first minibatch nothing has changed since the rollout, so every ratio is 1."""
+        """Before an iteration's first step nothing has changed since the rollout, so every ratio is 1."""
         drift = _drift(report)
         if drift > self._tolerance():
             raise TrainingError(
@@ -522,7 +534,7 @@ class PpoRun:
     def _summary(
         self, policy: Sequence[StepReport], value: Sequence[StepReport], ptx: Sequence[float]
     ) -> dict[str, float]:
-        tokens = sum(report.sums["tokens"] for report in policy)
+        tokens = max(1.0, sum(report.sums["tokens"] for report in policy))
         metrics = {
             "policy_loss": sum(report.sums["policy_loss"] for report in policy) / len(policy),
             "grad_norm": sum(report.grad_norm for report in policy) / len(policy),

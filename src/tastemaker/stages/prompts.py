@@ -18,7 +18,7 @@ import hashlib
 import json
 import unicodedata
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Container, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from itertools import chain
@@ -27,13 +27,22 @@ from typing import Literal, get_args
 
 import phonenumbers
 
+from tastemaker.console import say
 from tastemaker.errors import ConfigError, DataError
-from tastemaker.halves import first_turn
+from tastemaker.halves import first_turn, openings
 from tastemaker.personal_data import PHONE_REGIONS, Kind, find_personal_data, personal_data_in
 from tastemaker.ranges import MAX_SEED, check_range
-from tastemaker.records import Prompt, Split, messages_hash, with_about
+from tastemaker.records import Demonstration, Prompt, Split, messages_hash, with_about
 
-Reason = Literal["too_long", "other_language", "duplicate", "shared_prefix", "over_user_limit", "personal_data"]
+Reason = Literal[
+    "too_long",
+    "other_language",
+    "duplicate",
+    "shared_prefix",
+    "over_user_limit",
+    "begins_with_test_prompt",
+    "personal_data",
+]
 
 LANGUAGE = "language"
 UNDETERMINED = "und"  # ISO 639-2 for a language that cannot be told
@@ -156,6 +165,8 @@ def take_in(prompts: Sequence[Prompt], config: PromptsConfig) -> tuple[list[Prom
     _check_ids(kept)
     kept, dropped["over_user_limit"] = _with_user_limit(kept, config)
     kept = [with_about(prompt, split=split_of[_owner(prompt)]) for prompt in kept]
+    tested = {_comparable(prompt) for prompt in kept if prompt.about.split == "test"}
+    drop("begins_with_test_prompt", lambda prompt: prompt.about.split != "test" and _goes_through(prompt, tested))
     found: dict[str, tuple[Kind, ...]] = {}
     if config.filter_personal_data:
         training = [prompt for prompt in kept if prompt.about.split == "train"]
@@ -168,6 +179,29 @@ def overlap(a: Iterable[Prompt], b: Iterable[Prompt]) -> list[str]:
     """The keys of those prompts of `a` whose text also occurs as a prompt in `b`, case and white space aside."""
     texts = {_comparable(prompt) for prompt in b}
     return [prompt.key for prompt in a if _comparable(prompt) in texts]
+
+
+def apart(rows: Sequence[Demonstration], held_out: Iterable[Prompt]) -> list[Demonstration]:
+    """The rows that may be trained on where those prompts measure.
+
+    A conversation that goes on from such a prompt is left out as well; how many are is said.
+    """
+    known = set(map(_comparable, held_out))
+    kept = [row for row in rows if not _goes_through(row.prompt, known)]
+    if len(kept) < len(rows):
+        say(f"  {len(rows) - len(kept)} of {len(rows)} training records have a validation prompt and are left out")
+    return kept
+
+
+def _goes_through(prompt: Prompt, held_out: Container[tuple[str, str]]) -> bool:
+    """Whether the conversation goes on from one of those prompts: a reply to it would be learned."""
+    return any(_comparable(opening) in held_out for opening in openings(prompt))
+
+
+def say_shortfall(prompts: Sequence[Prompt], count: int | None, what: str) -> None:
+    """Say where there are fewer prompts than a recipe asks for."""
+    if count is not None and len(prompts) < count:
+        say(f"  {count} {what} were asked for, and {len(prompts)} are there")
 
 
 # --- the paper's rules ----------------------------------------------------------------------------------------------

@@ -95,9 +95,8 @@ def train_reward_model(
     results: dict[str, Any] = {"demonstrations_centred": len(demonstrations), "offset": float(model.offset)}
     pairs = scored_pairs(scorer, validation or rankings)
     results |= measure(pairs)
-    if validation:
-        write_pairs(folder / "pairs.jsonl", pairs)
-    else:
+    write_pairs(folder / "pairs.jsonl", pairs if validation else [])
+    if not validation:
         results["on"] = "training rankings"
     if held_out_raters:
         results["held_out_raters"] = measure(scored_pairs(scorer, held_out_raters))
@@ -245,7 +244,7 @@ def element_loss(
             distinct_KK = torch.tensor([[one != other for other in element.sequences] for one in element.sequences])
             better_KK = (rank_RK[:, :, None] < rank_RK[:, None, :]).sum(0) * distinct_KK
             gap_KK = score_K[:, None] - score_K[None, :]
-            sums["correct"] = sums["correct"] + (better_KK * (gap_KK > 0)).sum()
+            sums["correct"] = sums["correct"] + (better_KK * ((gap_KK > 0) + 0.5 * (gap_KK == 0))).sum()
             sums["pairs"] = sums["pairs"] + better_KK.sum()
             sums["gap"] = sums["gap"] + (better_KK * gap_KK).sum()
     return Loss(total / num_prompts, sums)

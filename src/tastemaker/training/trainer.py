@@ -23,6 +23,7 @@ from torch import Tensor, nn
 
 from tastemaker import parallel, processes
 from tastemaker.compiled import compile_layers
+from tastemaker.console import say
 from tastemaker.errors import ConfigError, TrainingError
 from tastemaker.recompute import layers_in, layers_recomputed
 from tastemaker.settings import OptimizerConfig
@@ -60,6 +61,12 @@ class Trainer:
         if total_steps < 1:
             raise TrainingError(f"there are {total_steps} optimizer steps to take; give more data or more epochs.")
         self.module, self.config, self.total_steps = module, config, total_steps
+        if config.warmup_steps >= total_steps:
+            highest = config.learning_rate * learning_rate_factor(config, total_steps - 1, total_steps)
+            say(
+                f"  the learning rate rises to the end, and comes to {highest:.2g} of {config.learning_rate:.2g}: its "
+                f"warm-up is {config.warmup_steps} of {total_steps} optimizer steps; shorten it"
+            )
         if config.compile and processes.several():
             raise ConfigError("compile is for one process; set it to false, or start one.")
         if config.precision == "bfloat16":

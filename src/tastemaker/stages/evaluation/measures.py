@@ -17,7 +17,7 @@ from tastemaker.agreement import Answers, agreement_between, agreement_within, c
 from tastemaker.errors import ConfigError, DataError
 from tastemaker.intervals import Estimate, Floats, Interval, bootstrap_interval, mean_ci
 from tastemaker.records import Prompt
-from tastemaker.stages.evaluation.claims import Check
+from tastemaker.stages.evaluation.claims import FIELDS, Check
 from tastemaker.stages.evaluation.contestants import Responses, Sampled, finished_rate
 from tastemaker.stages.evaluation.judging import SAME_TEXT, EvaluationConfig, Judged
 from tastemaker.statistics import (
@@ -30,6 +30,23 @@ from tastemaker.statistics import (
 from tastemaker.store.tasks import Rating
 
 Row = TypeVar("Row")
+
+
+def check_prompts(config: EvaluationConfig, prompts: Sequence[Prompt]) -> None:
+    """Refuse claims about prompts that are not among those of the evaluation, before anybody responds to them.
+
+    Raises:
+        ConfigError: too few prompts are such as a claim speaks of; an interval needs two.
+    """
+    for claim in config.claims:
+        for check in claim.checks:
+            count = sum(_fits(prompt, check.where) for prompt in prompts)
+            if "decoding" in FIELDS[check.measure] and count < 2:
+                about = f" with {dict(check.where)}" if check.where else ""
+                raise ConfigError(
+                    f"claim {claim.id}: {check.measure} of {check.a!r} needs two test prompts{about}, and there are "
+                    f"{count}; give more, or another 'where'."
+                )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -139,6 +156,8 @@ class Tables:
     def _reward(self, check: Check) -> Estimate:
         if check.a not in self.reward:
             raise ConfigError(f"a claim speaks of the reward model {check.a!r}; there are {', '.join(self.reward)}.")
+        if "on" in self.reward[check.a]:
+            raise ConfigError(f"a claim needs held-out rankings for the reward model {check.a!r}; there are none.")
         own = _as_estimate(self.reward[check.a])
         if check.measure == "reward_accuracy":
             return own
@@ -257,8 +276,8 @@ def _models(tables: Tables) -> dict[str, dict[str, Any]]:
             raise DataError(f"the contestant {name!r} has no responses.")
         row: dict[str, Any] = dict(decodings.get(main) or next(iter(decodings.values())))
         row["decodings"] = decodings
-        losses = tables.text_losses.get(name)
-        if losses is not None:
+        losses = tables.text_losses.get(name, ())
+        if losses:
             row["heldout_text_loss"] = float(np.mean(losses))
         likert = [(rating.likert, rating.prompt.key) for rating in tables.ratings if rating.source == name]
         if likert:
