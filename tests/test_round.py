@@ -191,6 +191,28 @@ def test_no_stage_reads_what_its_manifest_does_not_name(finished: Path, data: Pa
             assert any(hash_path(place) in named for place in places), f"{stage.name} reads {path}, and does not say so"
 
 
+def test_nobody_is_asked_and_nothing_is_sampled_for_test_prompts_before_the_evaluation(finished: Path) -> None:
+    """What people write, rank and choose by, and what is sampled for them: all of it trains or chooses a model."""
+    first = finished / "round-1"
+
+    def keys(path: Path) -> set[str]:
+        found = [row.get("messages") or row["prompt"] for row in rows(path)]
+        return {json.dumps([turn for turn in one if turn["role"] != "assistant"]) for one in found}
+
+    asked = {split: keys(first / f"1-prompts/{split}.jsonl") for split in ("train", "validation", "test")}
+    assert min(map(len, asked.values())) > 0
+    seen: set[str] = set()
+    for folder in ("2-demonstrations", "4-comparisons"):
+        for path in sorted((first / folder).glob("*.jsonl")):
+            if path.name != "candidates.jsonl":
+                seen |= keys(path)
+    assert seen & asked["train"]
+    assert seen & asked["validation"]
+    assert seen <= asked["train"] | asked["validation"]
+    texts = {one for split in ("train", "validation") for one in asked[split]}
+    assert len(rows(first / "4-comparisons/candidates.jsonl")) <= len(texts)
+
+
 def test_policies_start_from_the_selected_epoch(finished: Path) -> None:
     """Which contestants and references of that name are. The reward model selects, so it cannot start from there."""
     for stage, start in (("6-policy/ppo", "-selected"), ("6-policy/dpo", "-selected"), ("5-reward/main", "")):

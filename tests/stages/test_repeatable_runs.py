@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -69,7 +70,21 @@ def run_dpo(folder: Path, base: str, every: int, seed: int) -> None:
     )
 
 
-def run_ppo(folder: Path, base: str, every: int, seed: int) -> None:
+def run_reward_pairs(folder: Path, base: str, every: int, seed: int) -> None:
+    """31 rankings as pairs in an order of their own, 4 steps, and folds of raters, each with a training of its own."""
+    train_reward_model(
+        folder,
+        config=test_reward.config(
+            checkpoint_every=every, optimizer=ADAM, grouping="pairs", cross_validation_folds=2, batch_size=9
+        ),
+        init=base,
+        rankings=test_reward.RANKINGS,
+        device=CPU,
+        seed=seed,
+    )
+
+
+def run_ppo(folder: Path, base: str, every: int, seed: int, **changes: Any) -> None:
     """2 iterations of 3 minibatches, each a step of the policy and one of the value function; everything on."""
     adam = {"learning_rate": 3e-3}
     train_ppo(
@@ -81,6 +96,7 @@ def run_ppo(folder: Path, base: str, every: int, seed: int) -> None:
             ptx_coef=0.5,
             policy=adam,
             value=adam,
+            **changes,
         ),
         init=base,
         reward=None,
@@ -99,6 +115,9 @@ RUNS: Mapping[str, tuple[Callable[[Path, str, int, int], None], int]] = {
     "reward": (run_reward, 2 * 3),
     "dpo": (run_dpo, 2 * 4),
     "ppo": (run_ppo, 2 * 3 * 2),
+    "ppo by adapters": (partial(run_ppo, lora={"rank": 3, "alpha": 7}), 2 * 3 * 2),
+    "ppo on one trunk": (partial(run_ppo, value_function="shared"), 2 * 3),
+    "reward by pairs": (run_reward_pairs, 2 * 4),
 }
 every_stage = pytest.mark.parametrize("stage", RUNS)
 
