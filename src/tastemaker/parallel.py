@@ -31,7 +31,7 @@ import torch
 from torch import Tensor, nn
 
 from tastemaker import artefacts, processes
-from tastemaker.errors import TrainingError
+from tastemaker.errors import TastemakerError, TrainingError
 
 log = logging.getLogger(__name__)
 
@@ -323,16 +323,28 @@ def turns(items: Iterable[Item]) -> Iterator[Turn[Item]]:
 
 
 def in_shares(count: int, work: Callable[[Sequence[int]], Sequence[Item]]) -> list[Item]:
-    """What `work(places)` gives for all places from 0 to `count`, each process doing its share of them."""
+    """What `work(places)` gives for all places from 0 to `count`, each process doing its share of them.
+
+    An error that the doctor has a name for is raised in all processes, since it is the first that writes it down.
+    """
     places = range(count)[processes.number() :: processes.count()]
-    found = list(work(places)) if places else []
     if not processes.several():
-        return found
+        return list(work(places)) if places else []
     from torch import distributed
 
-    shares: list[list[Item]] = [[] for _ in range(processes.count())]
-    distributed.all_gather_object(shares, found)
-    return [shares[place % len(shares)][place // len(shares)] for place in range(count)]
+    found: list[Item] | TastemakerError
+    try:
+        found = list(work(places)) if places else []
+    except TastemakerError as error:
+        if error.finding is None:
+            raise
+        found = error
+    gathered: list[Any] = [None] * processes.count()
+    distributed.all_gather_object(gathered, found)
+    for share in gathered:
+        if isinstance(share, TastemakerError):
+            raise share
+    return [gathered[place % len(gathered)][place // len(gathered)] for place in range(count)]
 
 
 # --- several processes: parameters in parts ---------------------------------------------------------------------------

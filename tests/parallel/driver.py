@@ -7,7 +7,7 @@ writes is left by the first process as `found.json`.
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from datetime import timedelta
 from functools import partial
 from pathlib import Path
@@ -36,14 +36,27 @@ def resumed_ppo(folder: Path, models: Path) -> None:
     jobs.ppo(folder, models)
 
 
+def failing_in_the_second(places: Sequence[int]) -> Sequence[int]:
+    """Goes wrong in the second process, in a way that the doctor has a name for."""
+    if processes.number() == 1:
+        raise TrainingError("diverged in process 1", finding="not-finite")
+    return places
+
+
 def gathering(folder: Path, _models: Path) -> None:
     """What is shared out comes back in order; what is summed is summed."""
     here, count = processes.number(), processes.count()
+    told = list[str | None]()
+    try:
+        parallel.in_shares(3, failing_in_the_second)
+    except TrainingError as error:
+        told = [str(error), error.finding]
     turns = {size: [(turn.item, turn.counts, turn.last) for turn in parallel.turns(range(size))] for size in range(5)}
     found = {
         "shares": parallel.in_shares(5, lambda places: [(place, here) for place in places]),
         "fewer": parallel.in_shares(1, lambda places: [(place, here) for place in places]),
         "turns": parallel.in_shares(count, lambda _: [turns]),
+        "told": parallel.in_shares(count, lambda _: [told]),
         "sum": parallel.summed_amounts([1.5 + here, -2.0]),
         "tensor": parallel.summed(torch.tensor([here, 1.0 - here])).tolist(),
         "largest": parallel.largest(-3.0 - here),

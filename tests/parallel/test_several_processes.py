@@ -118,6 +118,7 @@ def test_work_is_shared_by_place_and_comes_back_in_order(folder: Path) -> None:
     said = found(folder, "gathering")
     assert said["shares"] == [[0, 0], [1, 1], [2, 0], [3, 1], [4, 0]]
     assert said["fewer"] == [[0, 0]]
+    assert said["told"] == [["diverged in process 1", "not-finite"]] * 2, "the first process leaves it for the doctor"
     assert said["sum"] == [1.5 + 2.5, -4.0]
     assert said["tensor"] == [1.0, 1.0]
     assert said["largest"] == -3.0
