@@ -375,14 +375,14 @@ def test_settings_of_memory_alone_are_the_same_task(out: Path, capsys: pytest.Ca
 def test_another_version_that_goes_on_is_told_and_remembered(
     out: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    for version in ("one", "two", "two"):
+    for version in ("one", "two", "two", "one"):
         monkeypatch.setattr(artefacts, "source_hash", lambda version=version: version)
         with pytest.raises(KeyboardInterrupt):
             stage(out, fails(KeyboardInterrupt(), after="half"))
-    assert capsys.readouterr().err.count("goes on by another version of Tastemaker than it was begun by") == 1
+    assert capsys.readouterr().err.count("goes on by another version of Tastemaker than it was begun by") == 2
     stage(out, writes("new"))
     code = read_json(out / MANIFEST)["code"]
-    assert (code["source"], code["earlier"]) == ("two", ["one"])
+    assert (code["source"], code["earlier"]) == ("one", ["one", "two"])
     stage(out, writes("again"), config=Settings(rate=0.1))
     assert "earlier" not in read_json(out / MANIFEST)["code"]
 

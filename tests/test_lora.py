@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -99,6 +100,17 @@ def test_a_saved_model_has_them_merged(architecture: str, config: LoraConfig, tm
     add_adapters(policy.library, config, seed=0)
     trained(policy)
     assert {name: tensor.shape for name, tensor in merged_state(policy.library, {}).items()} == plain
+    save_policy(tmp_path / "model", policy)
+    library = AutoModelForCausalLM.from_pretrained(str(tmp_path / "model"))
+    with torch.no_grad():
+        found = logprobs(LanguageModel(library, policy.tokenizer))
+        torch.testing.assert_close(found, logprobs(policy), rtol=0, atol=1e-5)
+
+
+def test_adapters_of_a_tied_embedding_leave_the_head_as_it_is(tmp_path: Path) -> None:
+    policy = make_policy(tie_word_embeddings=True)
+    add_adapters(policy.library, replace(CONFIG, targets=("embed_tokens",)), seed=0)
+    trained(policy)
     save_policy(tmp_path / "model", policy)
     library = AutoModelForCausalLM.from_pretrained(str(tmp_path / "model"))
     with torch.no_grad():

@@ -238,7 +238,7 @@ def _prepare(folder: Path, task: Mapping[str, Any], keep: str | None) -> dict[st
     if codes and codes[-1] != source_hash():
         say(f"  {task['stage']} goes on by another version of Tastemaker than it was begun by")
     folder.mkdir(parents=True, exist_ok=True)
-    earlier |= {**task, "codes": list(dict.fromkeys([*codes, source_hash()]))}
+    earlier |= {**task, "codes": codes if codes[-1:] == [source_hash()] else [*codes, source_hash()]}
     write_json(started, earlier)
     if keep is not None and (_aside(folder) / keep).exists() and not (folder / keep).exists():
         with atomic_write(folder / keep, binary=True) as file:

@@ -355,13 +355,15 @@ def _load_config(place: str, residual_dropout: float) -> Any:
 def _set_dropouts(config: Any, residual: float) -> None:
     """All other dropouts, whatever they are called, are off: in RL any breaks "ratio 1 at the first minibatch".
 
-    So is the noise of a mixture's router, and what stands in a config within the config.
+    So is the noise of a mixture's router (but PhiMoE's, which is a threshold in evaluation too), and what stands in a
+    config within the config.
     """
     text = config.get_text_config()
     for part in (text, *(one for one in vars(text).values() if hasattr(one, "to_dict"))):
         for name, value in vars(part).items():
             is_rate = isinstance(value, float) or (type(value) is int and name.endswith(("drop", "dropout")))
-            if ("drop" in name or "jitter" in name) and is_rate:
+            is_noise = "jitter" in name and getattr(config, "model_type", "") != "phimoe"
+            if ("drop" in name or is_noise) and is_rate:
                 setattr(part, name, type(value)(0))
     for name in _residual_dropouts(config):
         setattr(text, name, residual)

@@ -93,9 +93,13 @@ def merged_state(library: Any, weights: Mapping[str, Tensor]) -> dict[str, Tenso
 
 
 def _further_names(library: Any) -> set[str]:
-    """The names of tied weights but the first of each: the library ties them again when it loads the model."""
-    names = set(dict(library.named_parameters()))
-    return {name for name, _ in library.named_parameters(remove_duplicate=False)} - names
+    """The names of tied weights but the first of each: the library ties them again when it loads the model.
+
+    Not where the first has adapters: what it is merged with is its own, and the others are to stay as they are.
+    """
+    first = {id(weight): name for name, weight in library.named_parameters()}
+    every = library.named_parameters(remove_duplicate=False)
+    return {name for name, weight in every if name != first[id(weight)] and ".base_layer." not in first[id(weight)]}
 
 
 def _assign(library: Any, weights: Mapping[str, Tensor]) -> None:

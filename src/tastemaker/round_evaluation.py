@@ -26,6 +26,7 @@ from tastemaker.stages.evaluation import (
     Responses,
     Tables,
     check_prompts,
+    check_rewards,
     judge,
     judge_claims,
     tabulate,
@@ -150,6 +151,7 @@ class _Evaluation:
         if not self.prompts:
             raise DataError("there are no test prompts to evaluate on; give more users, or prompts with split 'test'.")
         check_prompts(self.config, self.prompts)
+        check_rewards(self.config, {name: results.load() for name, results in self._reward.items()})
         kept = Kept(folder / SAMPLED)
         responses = self._responses(kept)
         judged: list[Judged] = []

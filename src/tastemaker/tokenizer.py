@@ -24,6 +24,8 @@ from tastemaker.records import Message, Messages
 
 log = logging.getLogger(__name__)
 
+SYSTEM_TURN, SEVERAL_TURNS = "a system turn", "several turns"  # kinds of prompts
+
 # A newline after a block's end would be swallowed (the library sets trim_blocks), so the blank line is an expression.
 CHAT_TEMPLATES: Mapping[str, str] = {
     "plain": (
@@ -68,6 +70,8 @@ class Tokenizer:
     stop_ids: tuple[int, ...]
     control_texts: tuple[str, ...]
     """The texts of all control tokens."""
+    rewritten: frozenset[str] = frozenset()
+    """The kinds of prompts (with a system turn, several turns) that the template renders differently before a reply."""
 
     @property
     def control_ids(self) -> frozenset[int]:
@@ -118,7 +122,18 @@ class Tokenizer:
         ids = self.library.encode(text, add_special_tokens=False, split_special_tokens=not control, verbose=False)
         return [int(token) for token in ids]
 
+    def _check_stays(self, messages: Messages) -> None:
+        several = sum(message.role == "user" for message in messages) > 1
+        for kind, has in ((SYSTEM_TURN, messages[0].role == "system"), (SEVERAL_TURNS, several)):
+            if has and kind in self.rewritten:
+                raise ModelError(
+                    f"the model's chat template renders a prompt with {kind} differently once a reply follows, so what "
+                    f"is learned would stand behind another prompt than what is sampled. Leave out prompts with {kind} "
+                    "or give the model another chat_template."
+                )
+
     def _render(self, messages: Messages) -> str:
+        self._check_stays(messages)
         turns = [message.to_json() for message in messages]
         try:
             return _rendered(self.library, turns, add_generation_prompt=True)
@@ -196,6 +211,7 @@ def wrap_tokenizer(library: Any, *, source: str = "the tokenizer", stop_texts: S
         end_id=(closing or [int(library.eos_token_id)])[0],
         stop_ids=tuple(dict.fromkeys(stop_ids)),
         control_texts=tuple(token.content for token in library.added_tokens_decoder.values() if token.special),
+        rewritten=_rewritten_shapes(library),
     )
 
 
@@ -211,25 +227,32 @@ def _check_template(library: Any, source: str) -> str:
         whole = _rendered(library, [asked, answered], add_generation_prompt=False)
     except Exception as error:  # templates run arbitrary Jinja code
         raise ModelError(f"the chat template of {source} fails on a plain question and reply: {error}.") from error
-    _check_stays(prompt, whole, source)
-    system = {"role": "system", "content": "Be brief."}
-    for longer in ([system, asked], [asked, answered, asked]):
-        try:
-            before = _rendered(library, longer, add_generation_prompt=True)
-            after = _rendered(library, [*longer, answered], add_generation_prompt=False)
-        except Exception:  # such as a template that refuses a system turn: whoever gives it one is told
-            log.debug("the chat template of %s refuses %d turns", source, len(longer))
-        else:
-            _check_stays(before, after, source)
-    return whole[len(prompt) :].partition(reply)[2]
-
-
-def _check_stays(prompt: str, whole: str, source: str) -> None:
     if not whole.startswith(prompt):
         raise ModelError(
             f"the chat template of {source} renders a prompt differently once a reply follows "
             f"({prompt!r} is not a prefix of {whole!r}). Use a template whose prompt stays as it is."
         )
+    return whole[len(prompt) :].partition(reply)[2]
+
+
+def _rewritten_shapes(library: Any) -> frozenset[str]:
+    """The kinds of longer prompts that a template renders differently once a reply follows.
+
+    Some do so with a system turn (Mistral's writes it before the last user turn, if that comes last). Such a model can
+    be used all the same, for prompts of other kinds.
+    """
+    system = {"role": "system", "content": "Be brief."}
+    asked, answered = {"role": "user", "content": "One two."}, {"role": "assistant", "content": "Three."}
+    found = set()
+    for kind, turns in ((SYSTEM_TURN, [system, asked]), (SEVERAL_TURNS, [asked, answered, asked])):
+        try:
+            prompt = _rendered(library, turns, add_generation_prompt=True)
+            whole = _rendered(library, [*turns, answered], add_generation_prompt=False)
+        except Exception:  # such as a template that refuses a system turn: whoever gives it one is told
+            log.debug("the chat template refuses prompts with %s", kind)
+        else:
+            found |= set() if whole.startswith(prompt) else {kind}
+    return frozenset(found)
 
 
 def _closing_ids(library: Any, after_reply: str) -> list[int]:

@@ -22,7 +22,7 @@ from tastemaker.checkpoint import load_policy, new_reward_model
 from tastemaker.errors import ModelError
 from tastemaker.generation import FinishReason, Generator, Rollout
 from tastemaker.packing import pack
-from tastemaker.records import Ranking, Response
+from tastemaker.records import Message, Ranking, Response
 from tastemaker.responses import as_response, engine_for, fitting_prompts, sample_rollouts, sampling_for
 from tastemaker.scoring import encode_for_reward
 from tastemaker.settings import DecodingConfig
@@ -192,11 +192,17 @@ def test_11_a_template_that_changes_the_prompt_is_refused(template: str) -> None
     ("condition", "said"),
     [("messages[0].role == 'system'", "kindly "), ("messages | length > 2", "again ")],
 )
-def test_11_a_template_that_changes_longer_prompts_is_refused(condition: str, said: str) -> None:
-    """One that does so with a system turn alone, or from the second user turn on."""
+def test_11_longer_prompts_that_a_template_changes_are_refused(condition: str, said: str) -> None:
+    """Some do so with a system turn alone (Mistral's), or from the second user turn on; others are read by them."""
     changing = f"{{% if {condition} and add_generation_prompt %}}{said}{{% endif %}}" + CHATML
-    with pytest.raises(ModelError, match="renders a prompt differently once a reply follows"):
-        wrap_tokenizer(train_bpe(template=changing))
+    tokenizer = wrap_tokenizer(train_bpe(template=changing))
+    plain, user, reply = prompt("the cat").messages, Message("user", "the dog"), Message("assistant", "at")
+    system = (Message("system", "be kind"), user)
+    assert tokenizer.prompt_ids(plain)
+    refused, read = (system, (user, reply, user)) if said == "kindly " else ((user, reply, user), system)
+    assert tokenizer.prompt_ids(read)
+    with pytest.raises(ModelError, match=r"with (a system turn|several turns) differently once a reply follows"):
+        tokenizer.prompt_ids(refused)
 
 
 def test_11_a_reply_merges_with_nothing_of_its_prompt(tmp_path: Path) -> None:

@@ -15,7 +15,7 @@ from tests.stages.conftest import by_length, demonstration, prompt
 
 from tastemaker.checkpoint import load_policy
 from tastemaker.config import from_mapping
-from tastemaker.errors import AnswersMissing, DataError
+from tastemaker.errors import AnswersMissing, ConfigError, DataError
 from tastemaker.guidelines import GUIDELINES
 from tastemaker.intervals import Estimate, Interval
 from tastemaker.packing import pack
@@ -33,6 +33,7 @@ from tastemaker.stages.evaluation import (
     Sampled,
     Tables,
     best_prefix,
+    check_rewards,
     judge,
     judge_claims,
     tabulate,
@@ -321,6 +322,18 @@ def test_a_claim_needs_all_of_its_checks() -> None:
 
 def words_of(prompts: Sequence[Prompt], responses: Sequence[Response]) -> list[float]:
     return [float(sum(ord(letter) for letter in response.text)) for response in responses]
+
+
+def test_claims_about_reward_models_without_held_out_rankings_are_refused_before_anybody_responds() -> None:
+    checks = [{"measure": "reward_log_loss_difference", "a": "main", "b": "other", "below": 0.0}]
+    config = from_mapping(
+        EvaluationConfig,
+        {"contestants": {}, "pairs": [], "claims": [{"id": "8", "statement": "s", "checks": checks}]},
+        where="test",
+    )
+    check_rewards(config, {"main": {"accuracy": 0.7}, "other": {"accuracy": 0.7}})
+    with pytest.raises(ConfigError, match="claim 8: reward_log_loss_difference of 'other' needs held-out rankings"):
+        check_rewards(config, {"main": {"accuracy": 0.7}, "other": {"accuracy": 0.7, "on": "training rankings"}})
 
 
 def test_best_of_n_takes_the_highest_score(base: str) -> None:

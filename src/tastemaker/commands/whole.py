@@ -81,8 +81,8 @@ class _EvaluateOptions:
     """Logits are divided by it."""
     greedy: Annotated[bool, also("--decoding.greedy")] = False
     """Take the likeliest token each time."""
-    precision: Annotated[Precision, also("--decoding.precision")] = "float32"
-    """What matrix products are computed in; bfloat16 is faster, and its words differ in places."""
+    precision: Annotated[Precision | None, also("--decoding.precision")] = None
+    """What matrix products are computed in (none: float32); bfloat16 is faster, and its words differ in places."""
     stop: tuple[str, ...] = ()
     """Texts that end a response too, and are left out of it: a base model goes on with the next question after
     `--stop "Q:"`."""

@@ -510,7 +510,7 @@ class PpoRun:
     def _check_reference(self, old_logprob_BT: Tensor, ref_logprob_BT: Tensor, mask_BT: Tensor) -> None:
         """Before any step the policy is the reference, so the KL is 0: exactly, where one kind of pass reads both."""
         kl = float((old_logprob_BT - ref_logprob_BT)[mask_BT].abs().mean())
-        alike = self.config.old_logprobs == "trainer" and not self.config.policy.compile
+        alike = self.config.old_logprobs == "trainer" and not (self.config.policy.compile or processes.several())
         allowed = FP32_TOLERANCE if alike else self._tolerance()
         if kl > allowed:
             raise TrainingError(

@@ -7,7 +7,7 @@ answers into win rates, shares and intervals, `claims` says which statements the
 from tastemaker.stages.evaluation.claims import Check, Claim, judge_claims
 from tastemaker.stages.evaluation.contestants import Contestant, FewShot, Field, Responses, Sampled, best_prefix
 from tastemaker.stages.evaluation.judging import EvaluationConfig, Judged, judge
-from tastemaker.stages.evaluation.measures import Tables, check_prompts, tabulate
+from tastemaker.stages.evaluation.measures import Tables, check_prompts, check_rewards, tabulate
 
 __all__ = [
     "Check",
@@ -22,6 +22,7 @@ __all__ = [
     "Tables",
     "best_prefix",
     "check_prompts",
+    "check_rewards",
     "judge",
     "judge_claims",
     "tabulate",

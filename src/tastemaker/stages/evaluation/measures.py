@@ -49,6 +49,23 @@ def check_prompts(config: EvaluationConfig, prompts: Sequence[Prompt]) -> None:
                 )
 
 
+def check_rewards(config: EvaluationConfig, reward: Mapping[str, Mapping[str, Any]]) -> None:
+    """Refuse claims about reward models that nothing was held out for, before anybody responds.
+
+    Raises:
+        ConfigError: a claim speaks of a reward model that was measured on its training rankings alone.
+    """
+    for claim in config.claims:
+        for check in claim.checks:
+            names = [name for name in (check.a, check.b) if check.measure.startswith("reward_") and name is not None]
+            for name in names:
+                if "on" in reward.get(name, {}):
+                    raise ConfigError(
+                        f"claim {claim.id}: {check.measure} of {name!r} needs held-out rankings, and there are none; "
+                        "raise comparisons.validation, or leave the claim out."
+                    )
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Tables:
     """Everything that was measured, ready to be asked by a claim or written out."""
@@ -156,8 +173,6 @@ class Tables:
     def _reward(self, check: Check) -> Estimate:
         if check.a not in self.reward:
             raise ConfigError(f"a claim speaks of the reward model {check.a!r}; there are {', '.join(self.reward)}.")
-        if "on" in self.reward[check.a]:
-            raise ConfigError(f"a claim needs held-out rankings for the reward model {check.a!r}; there are none.")
         own = _as_estimate(self.reward[check.a])
         if check.measure == "reward_accuracy":
             return own
