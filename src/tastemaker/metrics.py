@@ -17,6 +17,12 @@ from tastemaker import processes
 from tastemaker.errors import TrainingError
 from tastemaker.files import atomic_write
 
+# If the responses are the policy's own, exp(-sum of log pi - log ref) over any responses is 1 on average, so that such
+# a sum ever falls below -t with a probability of at most exp(-t), whatever policy, reference and number of responses
+# (Ville's inequality). exp(-20) is 2e-9; any iteration may be the start, which makes it 1e-6 in 500.
+KL_SURPRISE = 20.0  # nats, summed over responses
+KL_ROUNDING = 0.01  # nats a response that rounding may add up to
+
 
 @dataclass(frozen=True, slots=True)
 class Metric:

@@ -34,7 +34,6 @@ from tastemaker.forecast import (
     sft_forecast,
     watched,
 )
-from tastemaker.halves import openings
 from tastemaker.inputs import Inputs
 from tastemaker.kept import digest
 from tastemaker.model import LanguageModel
@@ -93,7 +92,7 @@ class Round:
             write_json(folder / "report.json", to_json(report))
             leaked = prompts.overlap(
                 [prompt for prompt in kept if prompt.about.split == "test"],
-                [one for prompt in kept if prompt.about.split != "test" for one in openings(prompt)],
+                [prompt for prompt in kept if prompt.about.split != "test"],
             )
             if leaked:
                 raise DataError(f"{len(leaked)} test prompts also occur in training or validation: {leaked[:3]}.")
@@ -285,7 +284,7 @@ class Round:
 
     def refuse_test_prompts(self, used: list[Prompt], test: list[Prompt], what: str) -> None:
         """Nor may a conversation be trained on that begins with one."""
-        leaked = prompts.overlap(test, [opening for prompt in used for opening in openings(prompt)])
+        leaked = prompts.overlap(test, used)
         if leaked:
             raise DataError(f"{len(leaked)} test prompts also occur in the {what}, such as {leaked[0]}; remove them.")
 

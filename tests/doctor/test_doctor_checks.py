@@ -9,8 +9,9 @@ from typing import Any
 
 import pytest
 
-from tastemaker.doctor import KINDS, course, diagnose, exact, supervised
+from tastemaker.doctor import KINDS, course, diagnose, supervised
 from tastemaker.doctor.findings import Measured, Series, Stage, ends
+from tastemaker.metrics import KL_SURPRISE
 
 STEPS = 16
 PPO_CONFIG = {
@@ -309,7 +310,7 @@ def test_chance_alone_reaches_the_kl_limit_hardly_ever() -> None:
     c = -math.log((1 - math.e * p) / (1 - p))
     assert p * math.e + (1 - p) * math.exp(-c) == pytest.approx(1, abs=1e-12)
     # 20 responses in a row at -1 reach -20: probability p^20, within exp(-20).
-    assert p**20 <= math.exp(-exact.KL_SURPRISE)
+    assert p**20 <= math.exp(-KL_SURPRISE)
 
 
 def test_a_score_that_falls_while_the_reward_rises_is_a_trade() -> None:

@@ -10,7 +10,7 @@ from typing import Any
 from tastemaker.artefacts import read_json
 from tastemaker.console import say
 from tastemaker.errors import ModelError
-from tastemaker.halves import Part, in_part, openings
+from tastemaker.halves import Part, in_part
 from tastemaker.metrics import read_metrics
 from tastemaker.records import Demonstration, Prompt, Ranking, Text
 
@@ -59,7 +59,7 @@ def warn_of_leaks(
     from tastemaker.stages.prompts import overlap
 
     trained = [row.prompt for row in rows if in_part(row.prompt, part)]
-    both = overlap([row.prompt for row in held_out], [opening for prompt in trained for opening in openings(prompt)])
+    both = overlap([row.prompt for row in held_out], trained)
     if both:
         say(
             f"warning: {len(both)} of {len(held_out)} held-out rows have a prompt that is trained on too. What is "

@@ -9,18 +9,13 @@ import math
 from collections.abc import Sequence
 
 from tastemaker.doctor.findings import Check, Finding, Kind, Measured, Series, number
+from tastemaker.metrics import KL_ROUNDING, KL_SURPRISE
 
 # Both are what `stages.ppo` itself refuses to train through.
 RATIO_LIMIT = {"float32": 2e-4, "bfloat16": 0.1}  # nats a token
 # In fp32 sampler and trainer agree to 5e-5 nats a token; in bf16 up to 0.22 were measured of a 135M model.
 SAMPLER_LIMIT = {"float32": 1e-3, "bfloat16": 0.4}
 STALE_GROWTH = 3.0  # rounding does not grow with training; a distance from old weights does
-
-# If the responses are the policy's own, exp(-sum of log pi - log ref) over any responses is 1 on average, so that such
-# a sum ever falls below -t with a probability of at most exp(-t), whatever policy, reference and number of responses
-# (Ville's inequality). exp(-20) is 2e-9; any iteration may be the start, which makes it 1e-6 in 500.
-KL_SURPRISE = 20.0  # nats, summed over the responses of consecutive iterations
-KL_ROUNDING = 0.01  # nats a response that rounding may add up to
 
 # Sums of some hundred fp32 numbers are right to 1e-5 of their size.
 REWARD_TOLERANCE = 1e-3  # of the largest term, and of 1

@@ -176,8 +176,11 @@ def take_in(prompts: Sequence[Prompt], config: PromptsConfig) -> tuple[list[Prom
 
 
 def overlap(a: Iterable[Prompt], b: Iterable[Prompt]) -> list[str]:
-    """The keys of those prompts of `a` whose text also occurs as a prompt in `b`, case and white space aside."""
-    texts = {_comparable(prompt) for prompt in b}
+    """The keys of those prompts of `a` whose text also occurs in `b`, case and white space aside.
+
+    As a prompt of its own, or as what a conversation goes on from.
+    """
+    texts = {_comparable(opening) for prompt in b for opening in openings(prompt)}
     return [prompt.key for prompt in a if _comparable(prompt) in texts]
 
 

@@ -19,6 +19,7 @@ from torch import Tensor
 from tastemaker.console import progress, say, through
 from tastemaker.errors import ConfigError, DataError
 from tastemaker.generation import Rollout
+from tastemaker.metrics import KL_ROUNDING, KL_SURPRISE
 from tastemaker.model import LanguageModel
 from tastemaker.packing import microbatches, pack
 from tastemaker.ranges import check_range
@@ -27,10 +28,6 @@ from tastemaker.responses import DecodingConfig, as_response, leaving_room, samp
 from tastemaker.scoring import Scorer
 from tastemaker.statistics import best_of_n_kl
 from tastemaker.tokenizer import Tokenizer
-
-# If the responses are the policy's own, a sum of their log pi - log ref below -20 has a chance of exp(-20), whatever
-# policy and reference are (Ville's inequality); rounding may add up to 0.01 a response.
-KL_SURPRISE, KL_ROUNDING = 20.0, 0.01
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
