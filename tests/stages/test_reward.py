@@ -29,6 +29,7 @@ from tastemaker.scoring import ModelScorer
 from tastemaker.stages import reward
 from tastemaker.stages.reward import (
     Element,
+    HeldOut,
     RewardConfig,
     as_elements,
     as_pairs,
@@ -66,11 +67,13 @@ def test_validation_runs_in_the_precision_of_training(
 ) -> None:
     seen: dict[bool, set[bool]] = {True: set(), False: set()}
 
+    scores = RewardModel.scores
+
     def spied(*arguments: Any) -> Any:
         seen[torch.is_grad_enabled()].add(torch.is_autocast_enabled("cpu"))
-        return element_loss(*arguments)
+        return scores(*arguments)
 
-    monkeypatch.setattr(reward, "element_loss", spied)
+    monkeypatch.setattr(RewardModel, "scores", spied)
     settings = config(optimizer={"learning_rate": 3e-3, "precision": "bfloat16"})
     train(tmp_path / "rm", base, settings, validation=RANKINGS[:5])
     assert seen == {True: {True}, False: {True}}
@@ -238,6 +241,35 @@ def test_accuracy_counts_untied_pairs_of_different_texts() -> None:
     gaps = (1, -2, 0, 1, 1)
     assert found["log_loss"] == pytest.approx(sum(math.log1p(math.exp(-gap)) for gap in gaps) / 5, abs=1e-9)
     assert found["ci95"][0] < found["accuracy"] < found["ci95"][1]
+
+
+def test_held_out_rankings_are_scored_once_for_the_curve_and_the_results() -> None:
+    """Gap 1, seen by two raters in both ways: one prompt. Lengths 1, 2, 4, where the first and last are tied: another.
+
+    Its two untied pairs have gaps of 2 - 1 = 1 and 2 - 4 = -2. The loss is the mean over prompts of means over pairs.
+    """
+    calls = list[int]()
+
+    class Counted(ByLength):
+        def __call__(self, prompts: Sequence[Prompt], responses: Sequence[Response]) -> list[float]:
+            calls.append(len(responses))
+            return super().__call__(prompts, responses)
+
+    rows = [
+        ranking("w1", ["w1 w2", "w1"], ((0,), (1,)), rater="one"),
+        ranking("w1", ["w1 w2", "w1"], ((1,), (0,)), rater="other"),
+        ranking("w2", ["w3", "w3 w4", "w3 w4 w5 w6"], ((1,), (0, 2))),
+    ]
+    held_out = HeldOut(rows, config())
+    found = held_out.measured(Counted())  # type: ignore[arg-type]
+    loss = [math.log1p(math.exp(-gap)) for gap in (1, -1, 1, -2)]
+    assert found["validation_loss"] == pytest.approx(((loss[0] + loss[1]) / 2 + (loss[2] + loss[3]) / 2) / 2, abs=1e-9)
+    assert found["validation_accuracy"] == pytest.approx(2 / 4)
+    assert held_out.pairs(Counted()) == scored_pairs(ByLength(), rows)  # type: ignore[arg-type]
+    assert calls == [2 + 3]
+    resumed = HeldOut(rows, config())
+    assert resumed.pairs(Counted()) == held_out.pairs(Counted())  # type: ignore[arg-type]
+    assert calls == [5, 5]
 
 
 def test_ids_of_rows_do_not_make_one_prompt_several(tmp_path: Path) -> None:

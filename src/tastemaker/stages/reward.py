@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import json
 import random
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -25,10 +25,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from tastemaker import parallel, processes
+from tastemaker import processes
 from tastemaker.artefacts import CHECKPOINT
 from tastemaker.checkpoint import Reader, new_reward_model, save_reward_model
-from tastemaker.console import say, through
+from tastemaker.console import say
 from tastemaker.corpus import permutation
 from tastemaker.errors import DataError
 from tastemaker.files import atomic_write, write_json
@@ -43,6 +43,7 @@ from tastemaker.statistics import accuracy, calibration_curve
 from tastemaker.training import Loss, Trainer
 from tastemaker.training.loop import ModuleState, run_steps
 
+Shown = tuple[Messages, tuple[Response, ...]]  # what a rater ranked: a prompt and its responses
 GROUPS = ("training_raters", "held_out_raters")
 
 
@@ -86,14 +87,15 @@ def train_reward_model(
         check_measurable(held_out_raters)
     folds = rater_folds(rankings, config.cross_validation_folds)
     _say_if_apart(rankings)
-    model = _train(folder, config, init, rankings, validation, device, seed, name=f"reward {folder.name}")
-    scorer = ModelScorer(model, budget=config.microbatch_tokens, precision=config.optimizer.precision)
+    held_out, name = HeldOut(validation, config), f"reward {folder.name}"
+    model = _train(folder, config, init, rankings, held_out, device, seed, name=name)
+    scorer = _scorer(model, config)
+    pairs = held_out.pairs(scorer) if validation else scored_pairs(scorer, rankings)
     if demonstrations:
         prompts = [demonstration.prompt for demonstration in demonstrations]
         responses = [Response(text=demonstration.response) for demonstration in demonstrations]
         model.offset += float(np.mean(scorer(prompts, responses)))
     results: dict[str, Any] = {"demonstrations_centred": len(demonstrations), "offset": float(model.offset)}
-    pairs = scored_pairs(scorer, validation or rankings)
     results |= measure(pairs)
     write_pairs(folder / "pairs.jsonl", pairs if validation else [])
     if not validation:
@@ -124,10 +126,14 @@ def grouped(rankings: Sequence[Ranking]) -> list[list[Ranking]]:
     A wholly tied ranking stays beside others, since `normalize = "all"` counts its pairs; alone it teaches nothing and
     is left out.
     """
-    groups: dict[tuple[Messages, tuple[Response, ...]], list[Ranking]] = {}
+    groups: dict[Shown, list[Ranking]] = {}
     for ranking in rankings:
-        groups.setdefault((ranking.prompt.messages, ranking.responses), []).append(ranking)
+        groups.setdefault(_shown(ranking), []).append(ranking)
     return [group for group in groups.values() if any(len(ranking.order) > 1 for ranking in group)]
+
+
+def _shown(ranking: Ranking) -> Shown:
+    return ranking.prompt.messages, ranking.responses
 
 
 def _say_if_apart(rankings: Sequence[Ranking]) -> None:
@@ -159,7 +165,7 @@ def _train(
     config: RewardConfig,
     init: str,
     rankings: Sequence[Ranking],
-    validation: Sequence[Ranking],
+    held_out: HeldOut,
     device: torch.device,
     seed: int,
     *,
@@ -168,7 +174,6 @@ def _train(
     model = new_reward_model(init, seed=seed, max_prompt_tokens=config.max_prompt_tokens)
     model.to(device)
     elements, batch_size = as_elements(rankings, model), config.batch_size
-    held_out = as_elements(validation, model)
     if config.grouping == "pairs":
         pairs = as_pairs(elements, seed=seed)
         batch_size = max(1, round(config.batch_size * len(pairs) / len(elements)))  # as many steps as by prompt
@@ -191,9 +196,8 @@ def _train(
             "learning_rate": report.learning_rate,
             "epoch": (number + 1) / steps_per_epoch,
         }
-        if held_out and place == steps_per_epoch - 1:
-            with trainer.autocast():
-                metrics |= _validate(model, config, held_out)
+        if held_out.rankings and place == steps_per_epoch - 1:
+            metrics |= held_out.measured(_scorer(model, config))
         return metrics
 
     run_steps(
@@ -207,16 +211,31 @@ def _train(
     return model
 
 
-@torch.no_grad()
-def _validate(model: RewardModel, config: RewardConfig, held_out: Sequence[Element]) -> dict[str, float]:
-    total, sums = 0.0, {"correct": 0.0, "pairs": 0.0}
-    for turn in through(parallel.turns(_groups(held_out, config.microbatch_tokens)), "validation, micro-batch"):
-        loss = element_loss(model, config.normalize, turn.item, float(len(held_out)))
-        if turn.counts:
-            total += float(loss.value)
-            sums = {key: sums[key] + float(loss.sums[key]) for key in sums}
-    total, correct, pairs = parallel.summed_amounts([total, sums["correct"], sums["pairs"]])
-    return {"validation_loss": total, "validation_accuracy": correct / max(pairs, 1)}
+class HeldOut:
+    """Rankings that training only measures on. Their scores of the last epoch's end are those of the results too."""
+
+    def __init__(self, rankings: Sequence[Ranking], config: RewardConfig) -> None:
+        self.rankings, self.config = rankings, config
+        self._pairs: list[ScoredPair] | None = None
+
+    def measured(self, scorer: ModelScorer) -> dict[str, float]:
+        """Eq. 1 on them, and the share of pairs that the model ranks as their raters did."""
+        scores_of, losses = scored(scorer, self.rankings), []
+        for group in grouped(self.rankings):
+            score_K = torch.tensor(scores_of[_shown(group[0])], dtype=torch.double)
+            rank_RK = torch.tensor([ranking.ranks for ranking in group])
+            losses.append(float(ranking_loss(score_K, rank_RK, normalize=self.config.normalize)))
+        self._pairs = untied_pairs(self.rankings, scores_of)
+        agreed = [pair.agreed for pair in self._pairs]
+        return {"validation_loss": float(np.mean(losses)), "validation_accuracy": float(np.mean(agreed))}
+
+    def pairs(self, scorer: ModelScorer) -> list[ScoredPair]:
+        """What `measured` last found; scored now where training was resumed after its last step."""
+        return scored_pairs(scorer, self.rankings) if self._pairs is None else self._pairs
+
+
+def _scorer(model: RewardModel, config: RewardConfig) -> ModelScorer:
+    return ModelScorer(model, budget=config.microbatch_tokens, precision=config.optimizer.precision)
 
 
 def _groups(batch: Sequence[Element], budget: int) -> list[list[Element]]:
@@ -267,13 +286,24 @@ class ScoredPair:
 
 def scored_pairs(scorer: ModelScorer, rankings: Sequence[Ranking]) -> list[ScoredPair]:
     """Score every response once, and list the pairs that raters did not tie."""
-    prompts: list[Prompt] = [ranking.prompt for ranking in rankings for _ in ranking.responses]
-    scores = iter(scorer(prompts, [response for ranking in rankings for response in ranking.responses]))
+    return untied_pairs(rankings, scored(scorer, rankings))
+
+
+def scored(scorer: ModelScorer, rankings: Sequence[Ranking]) -> dict[Shown, list[float]]:
+    """The scores of the responses that raters were shown; what several raters ranked is read once."""
+    distinct = {_shown(ranking): ranking for ranking in rankings}
+    prompts: list[Prompt] = [ranking.prompt for ranking in distinct.values() for _ in ranking.responses]
+    scores = iter(scorer(prompts, [response for ranking in distinct.values() for response in ranking.responses]))
+    return {shown: [next(scores) for _ in ranking.responses] for shown, ranking in distinct.items()}
+
+
+def untied_pairs(rankings: Sequence[Ranking], scores_of: Mapping[Shown, Sequence[float]]) -> list[ScoredPair]:
+    """The pairs that raters did not tie, of different texts."""
     pairs = []
     for ranking in rankings:
-        score_of = [next(scores) for _ in ranking.responses]
+        score_K = scores_of[_shown(ranking)]
         for better, worse in ranking.untied_pairs:
-            first, second, gap = ranking.responses[better], ranking.responses[worse], score_of[better] - score_of[worse]
+            first, second, gap = ranking.responses[better], ranking.responses[worse], score_K[better] - score_K[worse]
             pairs.append(ScoredPair(ranking=ranking, better=first, worse=second, gap=gap))
     return pairs
 
@@ -401,8 +431,9 @@ def cross_validate(
     found = []
     for number, fold in enumerate(folds):
         place = folder / CHECKPOINT / f"fold-{number + 1}"
-        model = _train(place, config, init, fold.train, (), device, seed + number, name=f"fold {number + 1}")
-        scorer = ModelScorer(model, budget=config.microbatch_tokens, precision=config.optimizer.precision)
+        nothing = HeldOut((), config)
+        model = _train(place, config, init, fold.train, nothing, device, seed + number, name=f"fold {number + 1}")
+        scorer = _scorer(model, config)
         rows_of = zip(GROUPS, (fold.own, fold.held_out), strict=True)
         found.append({group: measure(scored_pairs(scorer, rows))["accuracy"] for group, rows in rows_of})
     return {
