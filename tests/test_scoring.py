@@ -14,7 +14,7 @@ from tastemaker.errors import TrainingError
 from tastemaker.model import RewardModel
 from tastemaker.packing import pack
 from tastemaker.records import About, Message, Messages, Prompt, Response
-from tastemaker.scoring import FunctionScorer, ModelScorer, encode_for_reward
+from tastemaker.scoring import FunctionScorer, ModelScorer, encode_for_reward, scores_together
 from tastemaker.tokenizer import as_messages, wrap_tokenizer
 
 PROMPTS = [
@@ -85,6 +85,23 @@ def test_responses_to_one_prompt_read_it_once_and_score_as_alone(budget: int) ->
     # <bos> w0 w3 w5 w6 w7 w1 is the prompt: 7 tokens that the second and the third response need not read again
     saved = {1: 0, 16: 7, 30: 14, 1000: 14}[budget]  # two of 8 and 7 tokens fit into 16, three of up to 10 into 30
     assert sum(read) == sum(lengths) - saved
+
+
+def test_several_policies_are_scored_prompt_by_prompt() -> None:
+    model, asked = make_reward_model(), list[tuple[str, str]]()
+    by_name = {"sft": RESPONSES, "ppo": RESPONSES[1:] + RESPONSES[:1]}
+
+    def spied(prompts: Sequence[Prompt], responses: Sequence[Response]) -> list[float]:
+        asked.extend((prompt.key, response.text) for prompt, response in zip(prompts, responses, strict=True))
+        return ModelScorer(model, budget=1000)(prompts, responses)
+
+    found = scores_together(spied, PROMPTS, by_name)
+    assert asked == [
+        (prompt.key, by_name[name][place].text) for place, prompt in enumerate(PROMPTS) for name in ("sft", "ppo")
+    ]
+    for name, given in by_name.items():
+        assert found[name] == pytest.approx(ModelScorer(model, budget=1000)(PROMPTS, given), abs=1e-5)
+    assert scores_together(spied, PROMPTS, {}) == {}
 
 
 def test_a_prompt_beyond_the_context_is_scored_by_its_end() -> None:

@@ -23,7 +23,7 @@ from tastemaker.functions import is_function_path, load_function
 from tastemaker.intervals import mean_ci
 from tastemaker.records import Prompt
 from tastemaker.responses import DecodingConfig, check_room
-from tastemaker.scoring import FunctionScorer, ModelScorer, Scorer
+from tastemaker.scoring import FunctionScorer, ModelScorer, Scorer, scores_together
 from tastemaker.stages.evaluation import Contestant, Field, Sampled
 from tastemaker.stages.evaluation.contestants import finished_rate, respond
 from tastemaker.statistics import length_controlled_win_rate, win_rate
@@ -53,11 +53,10 @@ def evaluate_alone(
         scorer = ModelScorer(load_reward_model(judge).to(device), budget=decoding.batch_tokens)
     keys = [prompt.key for prompt in prompts]
     sampled: dict[str, Sampled] = {}
-    scores: dict[str, list[float]] = {}
     for name, path in policies.items():
         field = Field(contestant=Contestant(model=path), policy=load_policy(path).to(device))
         sampled[name] = respond(name, field, prompts, decoding, None, seed=seed)
-        scores[name] = scorer(prompts, sampled[name].responses)
+    scores = scores_together(scorer, prompts, {name: one.responses for name, one in sampled.items()})
     models = {
         name: {
             "score": mean_ci(scores[name], keys).to_json(),

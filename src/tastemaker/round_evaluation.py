@@ -18,7 +18,7 @@ from tastemaker.panel import Panel
 from tastemaker.raters import RaterProfile, SimulatedRater
 from tastemaker.recipe import start_model
 from tastemaker.records import Prompt, Response
-from tastemaker.scoring import FunctionScorer, Scorer
+from tastemaker.scoring import FunctionScorer, Scorer, scores_together
 from tastemaker.stages.evaluation import (
     Contestant,
     EvaluationConfig,
@@ -241,7 +241,7 @@ class _Evaluation:
     def _scores(self, responses: Responses, scorer: Scorer | None) -> Scores:
         if scorer is None:
             return {}
-        return {who: scorer(self.prompts, sampled.responses) for who, sampled in responses.items()}
+        return scores_together(scorer, self.prompts, {who: sampled.responses for who, sampled in responses.items()})
 
     def _own_scores(self, responses: Responses) -> dict[str, dict[str, Any]]:
         """The mean score of policies by the reward that they were optimised for, where it is not everybody's proxy."""
@@ -263,10 +263,8 @@ class _Evaluation:
     def _reward_panel(self, scorer: Scorer, responses: Responses) -> Panel:
         """A reward model as the only judge: it prefers what it scores higher."""
         score_of: dict[tuple[str, Response], float] = {}
-        for sampled in responses.values():
-            for prompt, response, score in zip(
-                self.prompts, sampled.responses, scorer(self.prompts, sampled.responses), strict=True
-            ):
+        for who, scores in self._scores(responses, scorer).items():
+            for prompt, response, score in zip(self.prompts, responses[who].responses, scores, strict=True):
                 score_of[prompt.key, response] = score
 
         def features(prompt: Prompt, response: Response) -> Mapping[str, float]:

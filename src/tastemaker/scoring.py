@@ -10,7 +10,7 @@ from __future__ import annotations
 import traceback
 from collections.abc import Callable, Mapping, Sequence
 from itertools import chain
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeVar
 
 import torch
 
@@ -22,6 +22,7 @@ from tastemaker.model import RewardModel
 from tastemaker.packing import microbatches, pack
 from tastemaker.records import Messages, Prompt, Response
 
+Name = TypeVar("Name")
 ScoreFunction = Callable[[list[Messages], list[str], list[Mapping[str, Any]]], Sequence[float]]
 
 
@@ -29,6 +30,19 @@ class Scorer(Protocol):
     """Gives every response to a prompt a score; higher is better."""
 
     def __call__(self, prompts: Sequence[Prompt], responses: Sequence[Response]) -> list[float]: ...
+
+
+def scores_together(
+    scorer: Scorer, prompts: Sequence[Prompt], responses: Mapping[Name, Sequence[Response]]
+) -> dict[Name, list[float]]:
+    """The scores of several policies' responses to the same prompts, asked prompt by prompt.
+
+    So a reward model reads each prompt once for all its responses.
+    """
+    by_prompt = zip(*responses.values(), strict=True)
+    repeated = [prompt for prompt in prompts for _ in responses]
+    scores = scorer(repeated, [response for row in by_prompt for response in row])
+    return {name: scores[place :: len(responses)] for place, name in enumerate(responses)}
 
 
 def encode_for_reward(model: RewardModel | Reader, prompt: Prompt, response: Response) -> list[int]:
