@@ -31,11 +31,6 @@ from tastemaker.training import Loss, OptimizerConfig, Trainer
 SEQUENCES = [[9, 10, 11, 12], [20, 21], [30, 31, 32], [40, 41, 42, 43, 44], [50, 51]]
 
 
-def resumed_ppo(folder: Path, models: Path) -> None:
-    """Go on with what one process has begun in `FOLDER/begun`, which the test has laid here."""
-    jobs.ppo(folder, models)
-
-
 def failing_in_the_second(places: Sequence[int]) -> Sequence[int]:
     """Goes wrong in the second process, in a way that the doctor has a name for."""
     if processes.number() == 1:
@@ -177,8 +172,8 @@ def command(folder: Path, models: Path) -> None:
 JOBS: Mapping[str, Callable[[Path, Path], None]] = {
     **jobs.TRAININGS,
     "lone": jobs.lone,
-    "half-ppo": jobs.half_of_ppo,
-    "resumed-ppo": resumed_ppo,
+    **{f"half-{name}": partial(jobs.half, name) for name in jobs.TRAININGS},
+    **{f"resumed-{name}": train for name, train in jobs.TRAININGS.items()},  # what one process began, and the test laid
     "gathering": gathering,
     "clipping": clipping,
     "diverging": diverging,

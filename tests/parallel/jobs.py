@@ -19,12 +19,13 @@ from torch import Tensor
 from tastemaker.checkpoint import load_reward_model, new_reward_model, save_reward_model
 from tastemaker.config import from_mapping
 from tastemaker.files import write_records
+from tastemaker.metrics import MetricsWriter
 from tastemaker.model import freeze
 from tastemaker.records import Text
 from tastemaker.scoring import ModelScorer
 from tastemaker.settings import DpoConfig, PpoConfig, RewardConfig, SftConfig
 from tastemaker.stages.dpo import train_dpo
-from tastemaker.stages.ppo import PpoRun, train_ppo
+from tastemaker.stages.ppo import train_ppo
 from tastemaker.stages.reward import train_reward_model
 from tastemaker.stages.sft import train_sft
 
@@ -107,6 +108,7 @@ def reward(folder: Path, models: Path) -> None:
             "epochs": 2,
             "batch_size": 4,
             "microbatch_tokens": 60,
+            "checkpoint_every": 2,
             "optimizer": ADAM | {"gradient_checkpointing": True},
         },
         where="test",
@@ -126,7 +128,9 @@ def reward(folder: Path, models: Path) -> None:
 def dpo(folder: Path, models: Path) -> None:
     """22 pairs in batches of 5, on tied embeddings."""
     config = from_mapping(
-        DpoConfig, {"init": "", "batch_size": 5, "microbatch_tokens": 70, "optimizer": ADAM}, where="test"
+        DpoConfig,
+        {"init": "", "batch_size": 5, "microbatch_tokens": 70, "checkpoint_every": 2, "optimizer": ADAM},
+        where="test",
     )
     init = str(models / "tied")
     train_dpo(folder, config=config, init=init, rankings=RANKINGS, validation=RANKINGS[:3], device=CPU, seed=1)
@@ -178,25 +182,25 @@ class StoppedError(Exception):
     """Stands for the end of the job."""
 
 
-def half_of_ppo(folder: Path, models: Path) -> None:
-    """The same, stopped before its third iteration; the checkpoint is of the second."""
-    step = PpoRun.step
+TRAININGS: Mapping[str, Callable[[Path, Path], None]] = {"sft": sft, "reward": reward, "dpo": dpo, "ppo": ppo}
 
-    def stopping(run: PpoRun, iteration: int) -> dict[str, float]:
-        if iteration == 2:
+
+def half(name: str, folder: Path, models: Path) -> None:
+    """One of them, stopped in its third step; the checkpoint is of the second."""
+    write = MetricsWriter.write
+
+    def stopping(self: MetricsWriter, step: int, values: Mapping[str, float]) -> None:
+        if step == 2:
             raise StoppedError
-        return step(run, iteration)
+        write(self, step, values)
 
-    PpoRun.step = stopping  # type: ignore[assignment, method-assign]
+    MetricsWriter.write = stopping  # type: ignore[method-assign]
     try:
-        ppo(folder, models)
+        TRAININGS[name](folder, models)
     except StoppedError:
         pass
     finally:
-        PpoRun.step = step  # type: ignore[method-assign]
-
-
-TRAININGS: Mapping[str, Callable[[Path, Path], None]] = {"sft": sft, "reward": reward, "dpo": dpo, "ppo": ppo}
+        MetricsWriter.write = write  # type: ignore[method-assign]
 
 
 def weights(model: Path) -> dict[str, Tensor]:

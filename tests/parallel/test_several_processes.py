@@ -33,9 +33,10 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     jobs.make_models(place / "models")
     for name, train in jobs.TRAININGS.items():
         train(place / "one" / name, place / "models")
-    jobs.half_of_ppo(place / "one" / "half-ppo", place / "models")
-    shutil.copytree(place / "one" / "half-ppo", place / "several" / "resumed-ppo")
-    drive(place, *jobs.TRAININGS, "half-ppo", "resumed-ppo", "gathering", "diverging", "command")
+        jobs.half(name, place / "one" / f"half-{name}", place / "models")
+        shutil.copytree(place / "one" / f"half-{name}", place / "several" / f"resumed-{name}")
+    halves = [f"{part}-{name}" for part in ("half", "resumed") for name in jobs.TRAININGS]
+    drive(place, *jobs.TRAININGS, *halves, "gathering", "diverging", "command")
     return place
 
 
@@ -140,26 +141,29 @@ def test_all_processes_have_as_many_turns(folder: Path) -> None:
 # --- resuming -------------------------------------------------------------------------------------------------------
 
 
-def test_what_two_processes_began_one_finishes(folder: Path, tmp_path: Path) -> None:
-    begun = folder / "several" / "half-ppo"
+def check_same_training(resumed: Path, whole: Path) -> None:
+    for model in ("model", "model-ema") if whole.name == "ppo" else ("model",):
+        assert jobs.largest_difference(jobs.weights(whole / model), jobs.weights(resumed / model)) < TOLERANCE
+    check_alike(metrics(resumed), metrics(whole))
+
+
+@pytest.mark.parametrize("name", jobs.TRAININGS)
+def test_what_two_processes_began_one_finishes(folder: Path, tmp_path: Path, name: str) -> None:
+    begun = folder / "several" / f"half-{name}"
     (parts,) = (begun / "checkpoint").iterdir()
     assert sorted(path.name for path in parts.iterdir()) == [".metadata", "__0_0.distcp", "__1_0.distcp"]
-    shutil.copytree(begun, tmp_path / "ppo")
-    jobs.ppo(tmp_path / "ppo", folder / "models")
-    for model in ("model", "model-ema"):
-        one, resumed = (jobs.weights(place / "ppo" / model) for place in (folder / "one", tmp_path))
-        assert jobs.largest_difference(one, resumed) < TOLERANCE
-    check_alike(metrics(tmp_path / "ppo"), metrics(folder / "one" / "ppo"))
+    assert len(metrics(begun)) == 2
+    shutil.copytree(begun, tmp_path / name)
+    jobs.TRAININGS[name](tmp_path / name, folder / "models")
+    check_same_training(tmp_path / name, folder / "one" / name)
 
 
-def test_what_one_process_began_two_finish(folder: Path) -> None:
-    state = load_state(folder / "one" / "half-ppo" / "checkpoint" / "state.pt")
+@pytest.mark.parametrize("name", jobs.TRAININGS)
+def test_what_one_process_began_two_finish(folder: Path, name: str) -> None:
+    state = load_state(folder / "one" / f"half-{name}" / "checkpoint" / "state.pt")
     assert state is not None
     assert state["step"] == 2
-    for model in ("model", "model-ema"):
-        one, resumed = (jobs.weights(folder / place / model) for place in ("one/ppo", "several/resumed-ppo"))
-        assert jobs.largest_difference(one, resumed) < TOLERANCE
-    check_alike(metrics(folder / "several" / "resumed-ppo"), metrics(folder / "one" / "ppo"))
+    check_same_training(folder / "several" / f"resumed-{name}", folder / "one" / name)
 
 
 def test_a_state_in_parts_is_put_together(folder: Path, tmp_path: Path) -> None:
