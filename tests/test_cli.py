@@ -372,3 +372,19 @@ def test_a_comparison_alone_stops_at_texts_and_tells_the_share_at_equal_length(
     assert "; at equal length " in capsys.readouterr().out
     rows = [json.loads(line) for line in (tmp_path / "ev" / "responses.jsonl").read_text().splitlines()]
     assert not any("w" in text for row in rows for text in row["responses"].values())
+
+
+def test_equal_responses_of_two_policies_tie(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whatever a judge that scores them at different times makes of them."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "moody_judge.py").write_text(
+        "calls = []\n\ndef mood(prompts, responses, records):\n"
+        "    calls.append(None)\n    return [len(calls) for _ in responses]\n"
+    )
+    save_model(tmp_path / "m0")
+    save_model(tmp_path / "same")
+    prompts = write(tmp_path / "p.jsonl", [{"prompt": f"w{n}"} for n in range(3, 6)])
+    rest = ["--judge", "moody_judge:mood", "--out", "ev", "--max-new-tokens", "3", "--greedy"]
+    assert main(["evaluate", "--policies", "a", "m0", "b", "same", "--data", prompts, *rest]) == 0
+    (row,) = results(tmp_path / "ev")["comparisons"]
+    assert row["win_rate"] == 0.5

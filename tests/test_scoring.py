@@ -8,11 +8,12 @@ from typing import Any
 import pytest
 import torch
 from tests.models import ARCHITECTURES, VOCABULARY, make_tokenizer
+from torch import Tensor
 from transformers import AutoConfig, AutoModelForSequenceClassification
 
 from tastemaker.errors import TrainingError
 from tastemaker.model import RewardModel
-from tastemaker.packing import pack
+from tastemaker.packing import Packed, pack
 from tastemaker.records import About, Message, Messages, Prompt, Response
 from tastemaker.scoring import FunctionScorer, ModelScorer, encode_for_reward, scores_together
 from tastemaker.tokenizer import as_messages, wrap_tokenizer
@@ -75,7 +76,7 @@ def test_scores_come_in_order_however_they_are_batched(budget: int) -> None:
 def test_responses_to_one_prompt_read_it_once_and_score_as_alone(budget: int) -> None:
     model, read = make_reward_model(), list[int]()
     prompts = [PROMPTS[0]] * 3 + [PROMPTS[1]] + [PROMPTS[0]]
-    responses = [*RESPONSES, RESPONSES[0], RESPONSES[1]]
+    responses = [*RESPONSES, RESPONSES[0], Response(text="w14", finished=False)]
     scores = ModelScorer(model, budget=budget)(prompts, responses)
     for prompt, response, score in zip(prompts, responses, scores, strict=True):
         assert [score] == pytest.approx(ModelScorer(model, budget=1000)([prompt], [response]), abs=1e-5)
@@ -87,21 +88,58 @@ def test_responses_to_one_prompt_read_it_once_and_score_as_alone(budget: int) ->
     assert sum(read) == sum(lengths) - saved
 
 
-def test_several_policies_are_scored_prompt_by_prompt() -> None:
-    model, asked = make_reward_model(), list[tuple[str, str]]()
+def test_a_reward_model_reads_a_prompt_once_for_several_policies(monkeypatch: pytest.MonkeyPatch) -> None:
+    scorer, read = ModelScorer(make_reward_model(), budget=1000), list[int]()
     by_name = {"sft": RESPONSES, "ppo": RESPONSES[1:] + RESPONSES[:1]}
+    expected = {name: scorer(PROMPTS, given) for name, given in by_name.items()}
+    scores = RewardModel.scores
 
-    def spied(prompts: Sequence[Prompt], responses: Sequence[Response]) -> list[float]:
-        asked.extend((prompt.key, response.text) for prompt, response in zip(prompts, responses, strict=True))
-        return ModelScorer(model, budget=1000)(prompts, responses)
+    def spied(model: RewardModel, packed: Packed) -> Tensor:
+        read.append(len(packed.id_N))
+        return scores(model, packed)
 
-    found = scores_together(spied, PROMPTS, by_name)
-    assert asked == [
-        (prompt.key, by_name[name][place].text) for place, prompt in enumerate(PROMPTS) for name in ("sft", "ppo")
-    ]
-    for name, given in by_name.items():
-        assert found[name] == pytest.approx(ModelScorer(model, budget=1000)(PROMPTS, given), abs=1e-5)
-    assert scores_together(spied, PROMPTS, {}) == {}
+    monkeypatch.setattr(RewardModel, "scores", spied)
+    found = scores_together(scorer, PROMPTS, by_name)
+    for name in by_name:
+        assert found[name] == pytest.approx(expected[name], abs=1e-5)
+    apart = sum(
+        len(encode_for_reward(scorer.model, prompt, response))
+        for given in by_name.values()
+        for prompt, response in zip(PROMPTS, given, strict=True)
+    )
+    openings = sum(len(scorer.model.tokenizer.prompt_ids(prompt.messages)) for prompt in PROMPTS)
+    assert sum(read) == apart - openings
+
+
+def test_a_function_is_asked_policy_by_policy() -> None:
+    asked = list[list[str]]()
+
+    def by_rank(_: list[Messages], texts: list[str], __: list[Mapping[str, Any]]) -> Sequence[float]:
+        asked.append(texts)
+        return [sorted(texts).index(text) for text in texts]
+
+    by_name = {"sft": RESPONSES[:2], "ppo": RESPONSES[1:]}
+    found = scores_together(FunctionScorer(by_rank, name="rank"), PROMPTS[:2], by_name)
+    assert found == {"sft": [0, 1], "ppo": [1, 0]}
+    assert asked == [["w11 w12", "w13"], ["w13", ""]]
+
+
+@pytest.mark.parametrize("budget", [1, 30, 1000])
+def test_equal_responses_tie_whatever_shares_their_batches(budget: int) -> None:
+    prompts = [PROMPTS[0], PROMPTS[1], PROMPTS[0], PROMPTS[2], PROMPTS[0]]
+    responses = [RESPONSES[0], RESPONSES[1], RESPONSES[1], RESPONSES[2], RESPONSES[0]]
+    scores = ModelScorer(make_reward_model(), budget=budget)(prompts, responses)
+    assert scores[0] == scores[4]
+    assert len(set(scores)) == 4
+
+
+def test_what_was_read_is_scored_by_the_weights_of_now() -> None:
+    model = make_reward_model()
+    scores = ModelScorer(model, budget=99).read(PROMPTS, RESPONSES)
+    before = scores()
+    with torch.no_grad():
+        model.library.score.weight.mul_(2)
+    assert [score + 0.5 for score in scores()] == pytest.approx([2 * (score + 0.5) for score in before], abs=1e-5)
 
 
 def test_a_prompt_beyond_the_context_is_scored_by_its_end() -> None:

@@ -23,7 +23,7 @@ from tastemaker.functions import is_function_path, load_function
 from tastemaker.intervals import mean_ci
 from tastemaker.records import Prompt
 from tastemaker.responses import DecodingConfig, check_room
-from tastemaker.scoring import FunctionScorer, ModelScorer, Scorer, scores_together
+from tastemaker.scoring import FunctionScorer, ModelScorer, Scorer
 from tastemaker.stages.evaluation import Contestant, Field, Sampled
 from tastemaker.stages.evaluation.contestants import finished_rate, respond
 from tastemaker.statistics import length_controlled_win_rate, win_rate
@@ -53,10 +53,11 @@ def evaluate_alone(
         scorer = ModelScorer(load_reward_model(judge).to(device), budget=decoding.batch_tokens)
     keys = [prompt.key for prompt in prompts]
     sampled: dict[str, Sampled] = {}
+    scores: dict[str, list[float]] = {}
     for name, path in policies.items():
         field = Field(contestant=Contestant(model=path), policy=load_policy(path).to(device))
         sampled[name] = respond(name, field, prompts, decoding, None, seed=seed)
-    scores = scores_together(scorer, prompts, {name: one.responses for name, one in sampled.items()})
+        scores[name] = scorer(prompts, sampled[name].responses)
     models = {
         name: {
             "score": mean_ci(scores[name], keys).to_json(),
@@ -93,8 +94,10 @@ def _compare(
     judge: str,
     decoding: DecodingConfig,
 ) -> dict[str, Any]:
+    answers = zip(sampled[a].responses, scores[a], sampled[b].responses, scores[b], strict=True)
     preference = [
-        0.5 if ours == theirs else float(ours > theirs) for ours, theirs in zip(scores[a], scores[b], strict=True)
+        0.5 if one.text == other.text or ours == theirs else float(ours > theirs)
+        for one, ours, other, theirs in answers
     ]
     estimate = win_rate(preference, keys)
     lengths = [[len(response.text) for response in sampled[name].responses] for name in (a, b)]

@@ -47,7 +47,7 @@ METRICS: Mapping[str, Metric] = {
         "share",
         "pairs whose better response scores higher, ties aside; in DPO equal scores, up to rounding, are half",
     ),
-    "validation_accuracy": Metric("share", "the same on held-out prompts"),
+    "validation_accuracy": Metric("share", "the same on held-out prompts; at the end `accuracy` of `results.json`"),
     "score_gap": Metric("1", "mean score of the better minus the worse response of a pair"),
     # RL
     "score": Metric("1", "mean score of the responses, before penalties"),

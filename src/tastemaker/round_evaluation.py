@@ -246,12 +246,11 @@ class _Evaluation:
     def _own_scores(self, responses: Responses) -> dict[str, dict[str, Any]]:
         """The mean score of policies by the reward that they were optimised for, where it is not everybody's proxy."""
         keys, decoding = [prompt.key for prompt in self.prompts], self.config.decodings[-1].name
-        scorers = {one.fingerprint: one for one in self._own.values()}
-        loaded = {name: one.load() for name, one in scorers.items()}
-        found = {}
-        for name, one in self._own.items():
-            scores = loaded[one.fingerprint](self.prompts, responses[name, decoding].responses)
-            found[name] = mean_ci(scores, keys).to_json()
+        found: dict[str, dict[str, Any]] = {}
+        for fingerprint, scorer in {one.fingerprint: one for one in self._own.values()}.items():
+            names = [name for name, one in self._own.items() if one.fingerprint == fingerprint]
+            scores = self._scores({(name, decoding): responses[name, decoding] for name in names}, scorer.load())
+            found |= {name: mean_ci(scores[name, decoding], keys).to_json() for name in names}
         return found
 
     def _panels(self, responses: Responses) -> list[Panel]:

@@ -35,10 +35,13 @@ class Scorer(Protocol):
 def scores_together(
     scorer: Scorer, prompts: Sequence[Prompt], responses: Mapping[Name, Sequence[Response]]
 ) -> dict[Name, list[float]]:
-    """The scores of several policies' responses to the same prompts, asked prompt by prompt.
+    """The scores of several policies' responses to the same prompts.
 
-    So a reward model reads each prompt once for all its responses.
+    A reward model reads each prompt once for all its responses. A Python function is asked policy by policy: it may
+    look at all that it is given.
     """
+    if not isinstance(scorer, ModelScorer):
+        return {name: scorer(prompts, given) for name, given in responses.items()}
     by_prompt = zip(*responses.values(), strict=True)
     repeated = [prompt for prompt in prompts for _ in responses]
     scores = scorer(repeated, [response for row in by_prompt for response in row])
@@ -55,7 +58,9 @@ def encode_all_for_reward(
     model: RewardModel | Reader, prompts: Sequence[Prompt], responses: Sequence[Response]
 ) -> list[list[int]]:
     """The same of many; how many of them the context cuts is said."""
-    halves = [_halves(model, prompt, response) for prompt, response in zip(prompts, responses, strict=True)]
+    openings = {prompt.messages: _opening(model, prompt) for prompt in prompts}
+    endings = (model.tokenizer.response_ids(response.text, finished=response.finished) for response in responses)
+    halves = [(openings[prompt.messages], ending) for prompt, ending in zip(prompts, endings, strict=True)]
     cut = sum(len(opening) + len(ending) > model.context for opening, ending in halves)
     if cut:
         say(
@@ -72,13 +77,13 @@ def halves_for_reward(model: RewardModel | Reader, prompt: Prompt, response: Res
     judged by a shorter conversation than another. Only what is too long for the context itself loses more. The
     beginning-of-text id stays.
     """
-    return _within_context(model, *_halves(model, prompt, response))
-
-
-def _halves(model: RewardModel | Reader, prompt: Prompt, response: Response) -> tuple[list[int], list[int]]:
-    """The prompt within the model's limit, and the response."""
     ending = model.tokenizer.response_ids(response.text, finished=response.finished)
-    return model.tokenizer.prompt_ids(prompt.messages, limit=model.prompt_limit), ending
+    return _within_context(model, _opening(model, prompt), ending)
+
+
+def _opening(model: RewardModel | Reader, prompt: Prompt) -> list[int]:
+    """The prompt within the model's limit."""
+    return model.tokenizer.prompt_ids(prompt.messages, limit=model.prompt_limit)
 
 
 def _within_context(model: RewardModel | Reader, opening: list[int], ending: list[int]) -> tuple[list[int], list[int]]:
@@ -93,12 +98,29 @@ class ModelScorer:
         self.model, self.budget = model, budget
         self.bfloat16 = precision == "bfloat16"
 
-    @torch.no_grad()
     def __call__(self, prompts: Sequence[Prompt], responses: Sequence[Response]) -> list[float]:
+        return self.read(prompts, responses)()
+
+    def read(self, prompts: Sequence[Prompt], responses: Sequence[Response]) -> Callable[[], list[float]]:
+        """Encode now, and refuse what cannot be read; a call scores by the weights that the model has then.
+
+        Equal sequences are scored once, so that equal responses to a prompt tie whatever shares their batches.
+        """
+        sequences = list(map(tuple, encode_all_for_reward(self.model, prompts, responses)))
+        prompt_of = dict(zip(reversed(sequences), reversed(prompts), strict=True))
+        distinct = list(dict.fromkeys(sequences))
+        units = _alike([prompt_of[ids] for ids in distinct], distinct, self.budget)
+
+        def scores() -> list[float]:
+            score_of = dict(zip(distinct, self._scores(distinct, units), strict=True))
+            return [score_of[ids] for ids in sequences]
+
+        return scores
+
+    @torch.no_grad()
+    def _scores(self, sequences: Sequence[Sequence[int]], units: Sequence[Sequence[int]]) -> list[float]:
         model = self.model
-        sequences = encode_all_for_reward(model, prompts, responses)
         score_B = torch.zeros(len(sequences), dtype=torch.float64)
-        units = _alike(prompts, sequences, self.budget)
         costs = [len(unit) * max(len(sequences[index]) for index in unit) for unit in units]
         groups = microbatches(costs, budget=self.budget, shares=processes.count())
         for turn in through(parallel.turns(groups), "scores, micro-batch"):

@@ -145,6 +145,10 @@ def check_same_training(resumed: Path, whole: Path) -> None:
     for model in ("model", "model-ema") if whole.name == "ppo" else ("model",):
         assert jobs.largest_difference(jobs.weights(whole / model), jobs.weights(resumed / model)) < TOLERANCE
     check_alike(metrics(resumed), metrics(whole))
+    if (whole / "results.json").exists():
+        found, expected = (json.loads((place / "results.json").read_text()) for place in (resumed, whole))
+        for name in ("accuracy", "n", "ci95", "offset"):
+            assert found.get(name) == pytest.approx(expected.get(name), abs=TOLERANCE)
 
 
 @pytest.mark.parametrize("name", jobs.TRAININGS)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import partial
 from itertools import combinations
@@ -20,11 +20,11 @@ from transformers import AutoModelForSequenceClassification
 
 from tastemaker.checkpoint import load_reward_model, new_reward_model
 from tastemaker.config import from_mapping
-from tastemaker.errors import DataError
+from tastemaker.errors import DataError, ModelError
 from tastemaker.metrics import read_metrics
 from tastemaker.model import RewardModel
-from tastemaker.packing import pack
-from tastemaker.records import Prompt, Ranking, Response, with_about
+from tastemaker.packing import Packed, pack
+from tastemaker.records import Messages, Prompt, Ranking, Response, with_about
 from tastemaker.scoring import ModelScorer
 from tastemaker.stages import reward
 from tastemaker.stages.reward import (
@@ -39,6 +39,7 @@ from tastemaker.stages.reward import (
     train_reward_model,
     write_pairs,
 )
+from tastemaker.tokenizer import Tokenizer
 from tastemaker.training import OptimizerConfig, Trainer
 
 CPU = torch.device("cpu")
@@ -220,10 +221,17 @@ def test_a_taste_is_learned_and_measured_on_other_prompts_and_raters(base: str, 
 
 
 class ByLength:
-    """Scores a response by its number of words."""
+    """Scores a response by its number of words; what was scored is kept."""
 
-    def __call__(self, prompts: Sequence[Prompt], responses: Sequence[Response]) -> list[float]:
-        return [float(len(response.text.split())) for response in responses]
+    def __init__(self) -> None:
+        self.scored = list[str]()
+
+    def read(self, prompts: Sequence[Prompt], responses: Sequence[Response]) -> Callable[[], list[float]]:
+        def scores() -> list[float]:
+            self.scored += [response.text for response in responses]
+            return [float(len(response.text.split())) for response in responses]
+
+        return scores
 
 
 def test_accuracy_counts_untied_pairs_of_different_texts() -> None:
@@ -243,33 +251,63 @@ def test_accuracy_counts_untied_pairs_of_different_texts() -> None:
     assert found["ci95"][0] < found["accuracy"] < found["ci95"][1]
 
 
-def test_held_out_rankings_are_scored_once_for_the_curve_and_the_results() -> None:
+def test_the_curve_of_held_out_rankings() -> None:
     """Gap 1, seen by two raters in both ways: one prompt. Lengths 1, 2, 4, where the first and last are tied: another.
 
-    Its two untied pairs have gaps of 2 - 1 = 1 and 2 - 4 = -2. The loss is the mean over prompts of means over pairs.
+    Its two untied pairs have gaps of 2 - 1 = 1 and 2 - 4 = -2. The loss is the mean over prompts of means over pairs,
+    or of sums over pairs divided by all three. What two raters ranked is scored once.
     """
-    calls = list[int]()
-
-    class Counted(ByLength):
-        def __call__(self, prompts: Sequence[Prompt], responses: Sequence[Response]) -> list[float]:
-            calls.append(len(responses))
-            return super().__call__(prompts, responses)
-
     rows = [
         ranking("w1", ["w1 w2", "w1"], ((0,), (1,)), rater="one"),
         ranking("w1", ["w1 w2", "w1"], ((1,), (0,)), rater="other"),
         ranking("w2", ["w3", "w3 w4", "w3 w4 w5 w6"], ((1,), (0, 2))),
     ]
-    held_out = HeldOut(rows, config())
-    found = held_out.measured(Counted())  # type: ignore[arg-type]
+    scorer = ByLength()
+    held_out = HeldOut(rows, scorer)  # type: ignore[arg-type]
+    scores = held_out.scores()
+    assert scorer.scored == ["w1 w2", "w1", "w3", "w3 w4", "w3 w4 w5 w6"]
     loss = [math.log1p(math.exp(-gap)) for gap in (1, -1, 1, -2)]
-    assert found["validation_loss"] == pytest.approx(((loss[0] + loss[1]) / 2 + (loss[2] + loss[3]) / 2) / 2, abs=1e-9)
-    assert found["validation_accuracy"] == pytest.approx(2 / 4)
-    assert held_out.pairs(Counted()) == scored_pairs(ByLength(), rows)  # type: ignore[arg-type]
-    assert calls == [2 + 3]
-    resumed = HeldOut(rows, config())
-    assert resumed.pairs(Counted()) == held_out.pairs(Counted())  # type: ignore[arg-type]
-    assert calls == [5, 5]
+    for normalize, count in (("pairs", 2), ("all", 3)):
+        found = held_out.curve(scores, normalize)  # type: ignore[arg-type]
+        expected = ((loss[0] + loss[1]) / 2 + (loss[2] + loss[3]) / count) / 2
+        assert found["validation_loss"] == pytest.approx(expected, abs=1e-9)
+        assert found["validation_accuracy"] == pytest.approx(2 / 4)
+    assert [pair.gap for pair in held_out.pairs(scores)] == [1, -1, 1, -2]
+
+
+def test_held_out_rankings_are_read_once_an_epoch_and_centring_once(
+    base: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    scores, read = RewardModel.scores, list[int]()
+
+    def spied(model: RewardModel, packed: Packed) -> Tensor:
+        if not torch.is_grad_enabled():
+            read.append(len(packed.lengths))
+        return scores(model, packed)
+
+    monkeypatch.setattr(RewardModel, "scores", spied)
+    examples = [demonstration("w3", f"w{n}") for n in range(5, 8)]
+    results = train(tmp_path, base, config(epochs=2), validation=RANKINGS[:5], demonstrations=examples)
+    distinct = {(row.prompt.messages, response.text) for row in RANKINGS[:5] for response in row.responses}
+    assert sum(read) == 2 * len(distinct) + len(examples)
+    rows = read_metrics(tmp_path / "metrics.jsonl")
+    assert rows[-1]["validation_accuracy"] == pytest.approx(results["accuracy"], abs=1e-12)
+
+
+@pytest.mark.parametrize("group", ["validation", "held_out_raters"])
+def test_held_out_rankings_that_cannot_be_read_are_refused_before_training(
+    base: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, group: str
+) -> None:
+    def refusing(tokenizer: Tokenizer, messages: Messages, **more: Any) -> list[int]:
+        if messages[0].content == "w80":
+            raise ModelError("the chat template refuses it")
+        return prompt_ids(tokenizer, messages, **more)
+
+    prompt_ids = Tokenizer.prompt_ids
+    monkeypatch.setattr(Tokenizer, "prompt_ids", refusing)
+    with pytest.raises(ModelError, match="refuses"):
+        train(tmp_path, base, config(), **{group: [ranking("w80", ["w5", "w6 w7"], ((0,), (1,)))]})
+    assert not (tmp_path / "metrics.jsonl").exists()
 
 
 def test_ids_of_rows_do_not_make_one_prompt_several(tmp_path: Path) -> None:
@@ -290,9 +328,8 @@ def test_folds_hold_out_raters_and_prompts(base: str, tmp_path: Path, monkeypatc
     trained_on: list[list[Ranking]] = []
     measured_on: list[list[Ranking]] = []
 
-    def no_training(folder: Path, settings: Any, init: str, rows: list[Ranking], *rest: Any, name: str) -> RewardModel:
+    def no_training(folder: Path, settings: Any, model: Any, rows: list[Ranking], *rest: Any, name: str) -> None:
         trained_on.append(rows)
-        return new_reward_model(init, seed=0)
 
     def no_scoring(scorer: ModelScorer, rows: list[Ranking]) -> list[Ranking]:
         return rows

@@ -44,6 +44,7 @@ from tastemaker.training import Loss, Trainer
 from tastemaker.training.loop import ModuleState, run_steps
 
 Shown = tuple[Messages, tuple[Response, ...]]  # what a rater ranked: a prompt and its responses
+Scores = Mapping[Shown, Sequence[float]]
 GROUPS = ("training_raters", "held_out_raters")
 
 
@@ -87,21 +88,21 @@ def train_reward_model(
         check_measurable(held_out_raters)
     folds = rater_folds(rankings, config.cross_validation_folds)
     _say_if_apart(rankings)
-    held_out, name = HeldOut(validation, config), f"reward {folder.name}"
-    model = _train(folder, config, init, rankings, held_out, device, seed, name=name)
+    model = new_reward_model(init, seed=seed, max_prompt_tokens=config.max_prompt_tokens).to(device)
     scorer = _scorer(model, config)
-    pairs = held_out.pairs(scorer) if validation else scored_pairs(scorer, rankings)
+    held_out, others = HeldOut(validation, scorer), HeldOut(held_out_raters, scorer)
+    demonstrated = scorer.read([one.prompt for one in demonstrations], [_as_response(one) for one in demonstrations])
+    scores = _train(folder, config, model, rankings, held_out, seed, name=f"reward {folder.name}")
+    pairs = held_out.pairs(scores) if validation else scored_pairs(scorer, rankings)
     if demonstrations:
-        prompts = [demonstration.prompt for demonstration in demonstrations]
-        responses = [Response(text=demonstration.response) for demonstration in demonstrations]
-        model.offset += float(np.mean(scorer(prompts, responses)))
+        model.offset += float(np.mean(demonstrated()))
     results: dict[str, Any] = {"demonstrations_centred": len(demonstrations), "offset": float(model.offset)}
     results |= measure(pairs)
     write_pairs(folder / "pairs.jsonl", pairs if validation else [])
     if not validation:
         results["on"] = "training rankings"
     if held_out_raters:
-        results["held_out_raters"] = measure(scored_pairs(scorer, held_out_raters))
+        results["held_out_raters"] = measure(others.pairs(others.scores()))
     if folds:
         results["cross_validation"] = cross_validate(folder, config, init, folds, device, seed)
     save_reward_model(folder / "model", model)
@@ -160,19 +161,21 @@ def as_pairs(elements: Sequence[Element], *, seed: int) -> list[Element]:
     return pairs
 
 
+def _as_response(demonstration: Demonstration) -> Response:
+    return Response(text=demonstration.response)
+
+
 def _train(
     folder: Path,
     config: RewardConfig,
-    init: str,
+    model: RewardModel,
     rankings: Sequence[Ranking],
-    held_out: HeldOut,
-    device: torch.device,
+    held_out: HeldOut | None,
     seed: int,
     *,
     name: str,
-) -> RewardModel:
-    model = new_reward_model(init, seed=seed, max_prompt_tokens=config.max_prompt_tokens)
-    model.to(device)
+) -> Scores:
+    """Train the model; returns the scores of what is held out as they were after the last step."""
     elements, batch_size = as_elements(rankings, model), config.batch_size
     if config.grouping == "pairs":
         pairs = as_pairs(elements, seed=seed)
@@ -180,8 +183,10 @@ def _train(
         elements = pairs
     steps_per_epoch = -(-len(elements) // batch_size)
     trainer = Trainer(model, config.optimizer, total_steps=steps_per_epoch * config.epochs)
+    scores: Scores = {}
 
     def step(number: int) -> dict[str, float]:
+        nonlocal scores
         epoch, place = divmod(number, steps_per_epoch)
         order = permutation(len(elements), seed=seed, epoch=epoch)
         batch = [elements[index] for index in order[place * batch_size : (place + 1) * batch_size]]
@@ -196,8 +201,9 @@ def _train(
             "learning_rate": report.learning_rate,
             "epoch": (number + 1) / steps_per_epoch,
         }
-        if held_out.rankings and place == steps_per_epoch - 1:
-            metrics |= held_out.measured(_scorer(model, config))
+        if held_out is not None and held_out.rankings and place == steps_per_epoch - 1:
+            scores = held_out.scores()
+            metrics |= held_out.curve(scores, config.normalize)
         return metrics
 
     run_steps(
@@ -208,30 +214,7 @@ def _train(
         step=step,
         checkpoint_every=config.checkpoint_every,
     )
-    return model
-
-
-class HeldOut:
-    """Rankings that training only measures on. Their scores of the last epoch's end are those of the results too."""
-
-    def __init__(self, rankings: Sequence[Ranking], config: RewardConfig) -> None:
-        self.rankings, self.config = rankings, config
-        self._pairs: list[ScoredPair] | None = None
-
-    def measured(self, scorer: ModelScorer) -> dict[str, float]:
-        """Eq. 1 on them, and the share of pairs that the model ranks as their raters did."""
-        scores_of, losses = scored(scorer, self.rankings), []
-        for group in grouped(self.rankings):
-            score_K = torch.tensor(scores_of[_shown(group[0])], dtype=torch.double)
-            rank_RK = torch.tensor([ranking.ranks for ranking in group])
-            losses.append(float(ranking_loss(score_K, rank_RK, normalize=self.config.normalize)))
-        self._pairs = untied_pairs(self.rankings, scores_of)
-        agreed = [pair.agreed for pair in self._pairs]
-        return {"validation_loss": float(np.mean(losses)), "validation_accuracy": float(np.mean(agreed))}
-
-    def pairs(self, scorer: ModelScorer) -> list[ScoredPair]:
-        """What `measured` last found; scored now where training was resumed after its last step."""
-        return scored_pairs(scorer, self.rankings) if self._pairs is None else self._pairs
+    return scores
 
 
 def _scorer(model: RewardModel, config: RewardConfig) -> ModelScorer:
@@ -284,28 +267,47 @@ class ScoredPair:
         return 1.0 if self.gap > 0 else 0.5 if self.gap == 0 else 0.0
 
 
+class HeldOut:
+    """Rankings that are only measured on, encoded when this is made, so that none is refused after training."""
+
+    def __init__(self, rankings: Sequence[Ranking], scorer: ModelScorer) -> None:
+        self.rankings = rankings
+        self._distinct = {_shown(ranking): ranking for ranking in rankings}  # several raters may have ranked them
+        shown = self._distinct.values()
+        prompts: list[Prompt] = [ranking.prompt for ranking in shown for _ in ranking.responses]
+        self._score = scorer.read(prompts, [response for ranking in shown for response in ranking.responses])
+
+    def scores(self) -> Scores:
+        """Every response's, by the weights of now."""
+        scores = iter(self._score())
+        return {shown: [next(scores) for _ in ranking.responses] for shown, ranking in self._distinct.items()}
+
+    def pairs(self, scores: Scores) -> list[ScoredPair]:
+        """The pairs that raters did not tie."""
+        pairs = []
+        for ranking in self.rankings:
+            score_K = scores[_shown(ranking)]
+            for better, worse in ranking.untied_pairs:
+                first, second = ranking.responses[better], ranking.responses[worse]
+                gap = score_K[better] - score_K[worse]
+                pairs.append(ScoredPair(ranking=ranking, better=first, worse=second, gap=gap))
+        return pairs
+
+    def curve(self, scores: Scores, normalize: Literal["pairs", "all"]) -> dict[str, float]:
+        """Eq. 1, and the share of pairs that the model ranks as their raters did."""
+        losses = []
+        for group in grouped(self.rankings):
+            score_K = torch.tensor(scores[_shown(group[0])], dtype=torch.double)
+            rank_RK = torch.tensor([ranking.ranks for ranking in group])
+            losses.append(float(ranking_loss(score_K, rank_RK, normalize=normalize)))
+        agreed = [pair.agreed for pair in self.pairs(scores)]
+        return {"validation_loss": float(np.mean(losses)), "validation_accuracy": float(np.mean(agreed))}
+
+
 def scored_pairs(scorer: ModelScorer, rankings: Sequence[Ranking]) -> list[ScoredPair]:
     """Score every response once, and list the pairs that raters did not tie."""
-    return untied_pairs(rankings, scored(scorer, rankings))
-
-
-def scored(scorer: ModelScorer, rankings: Sequence[Ranking]) -> dict[Shown, list[float]]:
-    """The scores of the responses that raters were shown; what several raters ranked is read once."""
-    distinct = {_shown(ranking): ranking for ranking in rankings}
-    prompts: list[Prompt] = [ranking.prompt for ranking in distinct.values() for _ in ranking.responses]
-    scores = iter(scorer(prompts, [response for ranking in distinct.values() for response in ranking.responses]))
-    return {shown: [next(scores) for _ in ranking.responses] for shown, ranking in distinct.items()}
-
-
-def untied_pairs(rankings: Sequence[Ranking], scores_of: Mapping[Shown, Sequence[float]]) -> list[ScoredPair]:
-    """The pairs that raters did not tie, of different texts."""
-    pairs = []
-    for ranking in rankings:
-        score_K = scores_of[_shown(ranking)]
-        for better, worse in ranking.untied_pairs:
-            first, second, gap = ranking.responses[better], ranking.responses[worse], score_K[better] - score_K[worse]
-            pairs.append(ScoredPair(ranking=ranking, better=first, worse=second, gap=gap))
-    return pairs
+    held_out = HeldOut(rankings, scorer)
+    return held_out.pairs(held_out.scores())
 
 
 def check_measurable(rankings: Sequence[Ranking]) -> None:
@@ -431,8 +433,8 @@ def cross_validate(
     found = []
     for number, fold in enumerate(folds):
         place = folder / CHECKPOINT / f"fold-{number + 1}"
-        nothing = HeldOut((), config)
-        model = _train(place, config, init, fold.train, nothing, device, seed + number, name=f"fold {number + 1}")
+        model = new_reward_model(init, seed=seed + number, max_prompt_tokens=config.max_prompt_tokens).to(device)
+        _train(place, config, model, fold.train, None, seed + number, name=f"fold {number + 1}")
         scorer = _scorer(model, config)
         rows_of = zip(GROUPS, (fold.own, fold.held_out), strict=True)
         found.append({group: measure(scored_pairs(scorer, rows))["accuracy"] for group, rows in rows_of})
