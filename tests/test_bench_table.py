@@ -128,7 +128,21 @@ def test_a_spread_of_turns_is_shown() -> None:
 def test_memory_beside_the_peers() -> None:
     records = record("ours", [[1.0]]), record("peer", [[1.0]], peak_rss=4 * GIB)
     found = results("ppo-uniform", *records, task="ppo")
-    assert row_of(table._memory(found, "M"), "ppo-uniform")[1:] == ["3.0", "4.0", "", "0.75x", "at most 0.6x, missed"]
+    cells = row_of(table._memory(found, "M"), "PPO iteration, bf16")
+    assert cells[1:] == ["3.0", "4.0", "", "0.75x", "at most 0.6x, missed"]
+    records = record("ours-bf16", [[1.0]]), record("peer-bf16", [[1.0]], peak_rss=2 * GIB)
+    found = results("rollout", *records, task="rollout")
+    assert row_of(table._memory(found, "M"), "Rollout, bf16")[1:] == ["3.0", "2.0", "", "1.50x", ""]
+
+
+def test_ratios_of_engines_that_took_no_turns_with_one_another_are_marked() -> None:
+    names = ("ours", "peer", "ours-fp32", "peer-switched")
+    found = results("ppo-uniform", *(record(name, [[1.0]]) for name in names), task="ppo")
+    rendered = table._speeds(found, "M")
+    assert row_of(rendered, "PPO iteration, bf16")[6::2] == ["1.0x", "1.0x*"]
+    assert row_of(rendered, "PPO iteration, fp32")[6::2] == ["1.0x*", "1.0x"]
+    assert "minutes apart" in rendered
+    assert "minutes apart" not in table._speeds(results("dpo", record("ours", [[1.0]])), "M")
 
 
 def test_every_row_names_engines_of_its_case() -> None:

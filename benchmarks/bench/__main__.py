@@ -68,13 +68,27 @@ def main() -> None:
             for record in found["engines"].values():
                 versions[record["side"]] = versions.get(record["side"], {}) | record.get("versions", {})
     if not all(CASES[name].when_named for name in options.cases):  # else what stands there is of all the other cases
-        about = {"date": f"{datetime.now(UTC):%Y-%m-%d}", "threads": settings.threads, "gemm": peaks}
+        about = {
+            "date": f"{datetime.now(UTC):%Y-%m-%d}",
+            "commit": _commit(),
+            "threads": settings.threads,
+            "gemm": peaks,
+        }
         _write(results / MACHINE, machine() | about | {"versions": versions})
     if options.documented:
         subprocess.run([sys.executable, "-m", "benchmarks.bench.table", str(results)], cwd=ROOT, check=True)
     print(f"done after {_minutes(began)}", flush=True)
     if failed:
         sys.exit(f"error: {', '.join(failed)} could not be measured; what was is in {results}.")
+
+
+def _commit() -> str:
+    """The commit that is measured; a + where files differ from it."""
+    said = [
+        subprocess.run(["git", "-C", str(ROOT), *command], capture_output=True, text=True, check=True).stdout.strip()
+        for command in (("rev-parse", "--short", "HEAD"), ("status", "--porcelain", "src", "benchmarks"))
+    ]
+    return said[0] + ("+" if said[1] else "")
 
 
 def _measure(case: Case, model: str, options: Options) -> dict[str, Any]:

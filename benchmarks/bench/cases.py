@@ -100,6 +100,10 @@ class Case:
     def engines(self) -> tuple[Engine, ...]:
         return tuple(engine for sitting in self.sittings for engine in sitting)
 
+    def together(self, *names: str) -> bool:
+        """Whether these engines take turns, so that what the machine does meanwhile is the same for all of them."""
+        return any(set(names) <= {engine.name for engine in sitting} for sitting in self.sittings)
+
 
 def _peers(memory: float) -> tuple[Engine, Engine]:
     return (

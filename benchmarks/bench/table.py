@@ -16,6 +16,7 @@ from benchmarks.bench.results import Measured, Results, load, share_of_peak, tok
 RESULTS, PAGE = ROOT / "benchmarks/results", ROOT / "docs/performance.md"
 BEGIN, END = "<!-- made by benchmarks/bench/table.py from benchmarks/results -->", "<!-- end -->"
 NONE = ""
+APART = "*"  # marks a ratio of engines that did not take turns
 
 
 def write(results: Results, page: Path) -> None:
@@ -52,9 +53,11 @@ def _machine(results: Results) -> str:
     gemm, packages = about["gemm"], about["versions"]["peer"] | about["versions"]["ours"]
     by_onednn = f", {gemm['fp32-onednn']:.0f} through oneDNN" if "fp32-onednn" in gemm else ""
     named = ", ".join(f"{name} {version}" for name, version in packages.items() if name not in ("tastemaker", "trl"))
+    commit = f", commit {about['commit']}" if "commit" in about else ""
     return (
-        f"Measured on {about['date']}: {about['processor']}, {about['cores']} cores, {about['memory_gib']} GiB, "
-        f"{about['threads']} threads; {named}. Matrix products of 2048 x 2048: {gemm['fp32']:.0f} GFLOP/s in fp32 as "
+        f"Measured on {about['date']}{commit}: {about['processor']}, {about['cores']} cores, "
+        f"{about['memory_gib']} GiB, {about['threads']} threads; {named}. "
+        f"Matrix products of 2048 x 2048: {gemm['fp32']:.0f} GFLOP/s in fp32 as "
         f"PyTorch comes{by_onednn}, {gemm['bf16']:.0f} in bf16."
     )
 
@@ -70,24 +73,31 @@ def _speeds(results: Results, model: str) -> str:
         switched = None if row.switched is None else results.engine(model, row.case, row.switched)
         share = share_of_peak(results, model, row.case, ours)
         cells = [row.title, _seconds(ours), _rate(ours, ours), NONE if share is None else f"{share:.0%}"]
-        cells += [_seconds(peer), _rate(peer, ours), _times(ratio(ours, peer))]
-        cells += [_seconds(switched), _times(ratio(ours, switched))]
+        cells += [_seconds(peer), _rate(peer, ours), _marked(row, row.peer, ratio(ours, peer))]
+        cells += [_seconds(switched), _marked(row, row.switched, ratio(ours, switched))]
         rows.append(cells + ([_aim(row, ratio(ours, peer))] if aims else []))
-    return table([*header, "aim"] if aims else header, rows)
+    note = f"{APART} of engines that did not take turns with one another but followed one another, minutes apart."
+    text = table([*header, "aim"] if aims else header, rows)
+    return f"{text}\n\n{note}" if f"x{APART} |" in text else text
+
+
+def _marked(row: Row, other: str | None, share: float | None) -> str:
+    apart = other is not None and share is not None and not CASES[row.case].together(row.ours, other)
+    return _times(share) + (APART if apart else "")
 
 
 def _memory(results: Results, model: str) -> str:
     """Peak memory of every engine."""
     rows = []
-    for case in CASES.values():
-        names = ("ours", "peer", "peer-switched")
-        ours, peer, switched = (results.engine(model, case.name, name) for name in names)
-        if case.task == "start" or ours is None:
+    for row in ROWS:
+        names = (row.ours, row.peer, row.switched)
+        ours, peer, switched = (None if name is None else results.engine(model, row.case, name) for name in names)
+        if CASES[row.case].task == "start" or ours is None:
             continue
         share, aim = None if peer is None else ours.memory / peer.memory, NONE
-        if share is not None and case.task == "ppo" and model == "M":
+        if share is not None and CASES[row.case].task == "ppo" and model == "M":
             aim = f"at most {MEMORY_TARGET}x" + ("" if share <= MEMORY_TARGET else ", missed")
-        cells = [case.name, *(NONE if one is None else f"{one.memory:.1f}" for one in (ours, peer, switched))]
+        cells = [row.title, *(NONE if one is None else f"{one.memory:.1f}" for one in (ours, peer, switched))]
         rows.append([*cells, NONE if share is None else f"{share:.2f}x", aim])
     return table(["peak memory, GiB", "ours", "TRL", "TRL switched", "ours / TRL", "aim"], rows) if rows else ""
 
@@ -109,10 +119,12 @@ def _vllm(results: Results, model: str) -> str:
     ours, vllm = (results.engine(model, "rollout-vllm", name) for name in ("ours-bf16", "vllm"))
     if ours is None or vllm is None:
         return ""
+    share = ratio(ours, vllm)
+    aim = "not to be behind is the aim" + ("" if share is None or share >= 1 else ": missed")
     return (
         f"The same rollout in bf16 by vLLM ({VLLM}, built for processors), in turns with ours: {_seconds(vllm)} s, "
         f"{_rate(vllm, ours)} tokens/s; ours {_seconds(ours)} s, {_rate(ours, ours)} tokens/s: "
-        f"{_times(ratio(ours, vllm), digits=2)}."
+        f"{_times(share, digits=2)}; {aim}."
     )
 
 
