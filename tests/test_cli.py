@@ -194,8 +194,10 @@ def test_a_prompt_is_answered_on_the_terminal(tmp_path: Path, capsys: pytest.Cap
     assert main(["sample", "--prompt", "w5 w6", "--responses-per-prompt", "2", *rest]) == 0
     assert capsys.readouterr().out == first
     for wrong, says in (
-        ([], "give either --data FILE with --out FOLDER, or one --prompt TEXT"),
-        (["--prompt", "w5", "--data", "x"], "give either --data FILE"),
+        ([], "give one of these: --data FILE with --out FOLDER, one --prompt TEXT, or --chat"),
+        (["--prompt", "w5", "--data", "x"], "give one of these: --data FILE"),
+        (["--prompt", "w5", "--chat"], "give one of these: --data FILE"),
+        (["--chat", "--responses-per-prompt", "2"], "--chat is with one policy, and one response a turn"),
         (["--prompt", "w5", "--out", "x"], "--data and --out go together"),
         (["--prompt", "w5", "--greedy", "--responses-per-prompt", "2"], "greedy decoding gives the same response"),
         (["--prompt", "w5 " * 3000], "does not fit into the context of"),
@@ -220,6 +222,28 @@ def test_a_response_is_printed_as_it_comes(tmp_path: Path, capsys: pytest.Captur
     assert "(cut off)" not in said
     assert main(["sample", "--stream", "--responses-per-prompt", "2", *rest]) == 2
     assert "--stream prints one response as it comes" in capsys.readouterr().err
+
+
+def test_a_conversation(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    """A turn is answered as the same conversation in a file is; what no longer fits ends it."""
+    monkeypatch.chdir(tmp_path)
+    save_model(tmp_path / "m", max_position_embeddings=40)
+    rest = ["--policies", "mine", "m", "--max-new-tokens", "5", "--threads", "1"]
+
+    def chat(*lines: str) -> int:
+        entered = iter(lines)
+        monkeypatch.setattr("builtins.input", lambda *_: next(entered))
+        return main(["sample", "--chat", *rest])
+
+    assert chat("w5 w6", "w7", "") == 0
+    first, second = (line.removesuffix(" (cut off)") for line in capsys.readouterr().out.replace("> ", "").splitlines())
+    turns = [{"role": "user", "content": "w5 w6"}, {"role": "assistant", "content": first}]
+    rows = [{"prompt": turns[:1]}, {"prompt": [*turns, {"role": "user", "content": "w7"}]}]
+    assert main(["sample", "--data", write(tmp_path / "p.jsonl", rows), "--out", "out", *rest]) == 0
+    sampled = [json.loads(line)["responses"] for line in (tmp_path / "out/responses.jsonl").read_text().splitlines()]
+    assert sampled == [[first], [second]]
+    assert chat("w5 " * 20, "w6 " * 20) == 2
+    assert "Begin another one, or lower --max-new-tokens" in " ".join(capsys.readouterr().err.split())
 
 
 def test_a_models_escape_sequences_do_not_reach_the_terminal() -> None:

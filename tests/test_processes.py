@@ -8,8 +8,10 @@ import sys
 from pathlib import Path
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
-from tastemaker import processes
+from tastemaker import parallel, processes
 from tastemaker.cli import _check_together
 from tastemaker.config import from_mapping
 from tastemaker.errors import ConfigError
@@ -89,3 +91,20 @@ processes.end(3)
 def test_a_process_ends_though_its_threads_live_on() -> None:
     ended = subprocess.run([sys.executable, "-c", ENDING], capture_output=True, text=True, check=False, timeout=60)
     assert (ended.returncode, ended.stdout, ended.stderr) == (3, "all is done", "")
+
+
+@given(count=st.integers(1, 7), items=st.integers(0, 40))
+def test_however_many_processes_share_a_list_each_item_counts_once(count: int, items: int) -> None:
+    """All have as many turns, and the last of them at the same time: they add up together then."""
+    shares = []
+    for number in range(count):
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setenv("WORLD_SIZE", str(count))
+            patch.setenv("RANK", str(number))
+            shares.append(list(parallel.turns(range(items))))
+    assert sorted(turn.item for share in shares for turn in share if turn.counts) == list(range(items))
+    assert {len(share) for share in shares} == {-(-items // count)}
+    if count > 1:
+        assert all(turn.last == (place == len(share) - 1) for share in shares for place, turn in enumerate(share))
+    first = shares[0]
+    assert all(turn.counts for turn in first), "the first process never repeats"

@@ -1,4 +1,4 @@
-"""The command that samples: responses to a file of prompts, ready to be labelled, or to one prompt, to be read."""
+"""The command that samples: responses to a file of prompts, ready to be labelled; or to what is typed, to be read."""
 
 from __future__ import annotations
 
@@ -16,13 +16,14 @@ from tastemaker import sources
 from tastemaker.commands.alone import stage
 from tastemaker.commands.options import also, check_pairs, inputs, parse, read_records
 from tastemaker.console import progress
-from tastemaker.errors import ConfigError
+from tastemaker.errors import ConfigError, DataError
 from tastemaker.files import atomic_write, read_prompts
 from tastemaker.ranges import check_range, check_seed_and_threads
 from tastemaker.records import Message, Prompt
 from tastemaker.settings import Precision
 
 if TYPE_CHECKING:
+    from tastemaker.model import LanguageModel
     from tastemaker.records import Response
     from tastemaker.responses import DecodingConfig
 
@@ -31,7 +32,7 @@ Named = list[tuple[str, "Response"]]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _SampleOptions:
-    """Sample responses of one policy or several: to a file of prompts, or to one prompt, printed.
+    """Sample responses of one policy or several: to a file of prompts, or to one prompt, or in a conversation.
 
     OUT/responses.jsonl has a row a prompt with `responses` and `sources`, the policies that wrote them. It is what
     the labelling application imports for people to rank, rate or compare.
@@ -52,6 +53,8 @@ class _SampleOptions:
     `--stop "Q:"`."""
     stream: bool = False
     """With --prompt: print the response while it is sampled."""
+    chat: bool = False
+    """In place of --prompt: talk with one policy. Every line that you enter is a turn, and an empty one ends."""
     max_new_tokens: Annotated[int, also("--decoding.max-new-tokens")] = 256
     """Where a response is cut off; `--decoding.max-new-tokens`, as ppo has it, is the same."""
     temperature: Annotated[float, also("--decoding.temperature")] = 1.0
@@ -70,8 +73,8 @@ class _SampleOptions:
     def __post_init__(self) -> None:
         check_seed_and_threads(self)
         check_range(self, "responses_per_prompt", least=1)
-        if (self.prompt is None) == (self.data is None):
-            raise ConfigError("give either --data FILE with --out FOLDER, or one --prompt TEXT.")
+        if [self.prompt is not None, self.data is not None, self.chat].count(True) != 1:
+            raise ConfigError("give one of these: --data FILE with --out FOLDER, one --prompt TEXT, or --chat.")
         if (self.data is None) != (self.out is None):
             raise ConfigError("--data and --out go together: what is sampled for a file is written to a folder.")
         if self.greedy and self.responses_per_prompt > 1:
@@ -80,6 +83,8 @@ class _SampleOptions:
             raise ConfigError("--stream prints one response as it comes; give it one --prompt, and no more responses.")
         if not self.policies:
             raise ConfigError("give at least one policy: --policies NAME PATH.")
+        if self.chat and (len(self.policies) > 1 or self.responses_per_prompt > 1):
+            raise ConfigError("--chat is with one policy, and one response a turn; name one with --policies.")
 
 
 def sample(arguments: Sequence[str]) -> None:
@@ -95,6 +100,9 @@ def sample(arguments: Sequence[str]) -> None:
         precision=options.precision,
         stop_texts=options.stop,
     )
+    if options.chat:
+        _chat(options, decoding)
+        return
     if options.data is None or options.out is None:
         asked = Prompt(messages=(Message("user", options.prompt or ""),))
         if options.stream:
@@ -154,7 +162,7 @@ def _stream(options: _SampleOptions, prompt: Prompt, decoding: DecodingConfig) -
     """Print every policy's response as it is sampled."""
     from tastemaker import parallel
     from tastemaker.checkpoint import load_policy, load_reader
-    from tastemaker.responses import check_room, stream_response
+    from tastemaker.responses import check_room
 
     device, console = parallel.prepare(options.threads), Console()
     for name, path in options.policies.items():
@@ -162,11 +170,54 @@ def _stream(options: _SampleOptions, prompt: Prompt, decoding: DecodingConfig) -
     for name, path in options.policies.items():
         policy = load_policy(path).to(device)
         console.print(Text(name, style="bold"))
-        for piece in stream_response(policy, prompt, decoding=decoding, seed=options.seed, purpose=_purpose(name)):
-            console.print(Text(without_controls(piece.text)), soft_wrap=True, end="")
-            if piece.finished is not None:
-                console.print(Text("" if piece.finished else " (cut off)", style="bold"))
+        _print_growing(console, policy, prompt, decoding, options.seed, name)
         console.print()
+
+
+def _chat(options: _SampleOptions, decoding: DecodingConfig) -> None:
+    """Respond to every line that is entered, knowing those before it, until one is empty or there is none."""
+    from tastemaker import parallel
+    from tastemaker.checkpoint import load_policy
+    from tastemaker.responses import leaves_room
+
+    ((name, path),) = options.policies.items()
+    device, console = parallel.prepare(options.threads), Console()
+    policy = load_policy(path).to(device)
+    messages: tuple[Message, ...] = ()
+    while said := _entered(console):
+        messages += (Message("user", said),)
+        prompt = Prompt(messages=messages)
+        length = len(policy.tokenizer.prompt_ids(messages))
+        if not leaves_room(length, policy, decoding.max_new_tokens):
+            raise DataError(
+                f"the conversation has {length} tokens; with {decoding.max_new_tokens} more it does not fit into the "
+                f"context of {policy.context}. Begin another one, or lower --max-new-tokens."
+            )
+        response = _print_growing(console, policy, prompt, decoding, options.seed, name)
+        messages += (Message("assistant", response),)
+
+
+def _entered(console: Console) -> str:
+    try:
+        return console.input("[bold]>[/bold] ").strip()
+    except EOFError:
+        console.print()
+        return ""
+
+
+def _print_growing(
+    console: Console, policy: LanguageModel, prompt: Prompt, decoding: DecodingConfig, seed: int, name: str
+) -> str:
+    """Print a response while it is sampled, and return it."""
+    from tastemaker.responses import stream_response
+
+    pieces = list[str]()
+    for piece in stream_response(policy, prompt, decoding=decoding, seed=seed, purpose=_purpose(name)):
+        pieces.append(piece.text)
+        console.print(Text(without_controls(piece.text)), soft_wrap=True, end="")
+        if piece.finished is not None:
+            console.print(Text("" if piece.finished else " (cut off)", style="bold"))
+    return "".join(pieces)
 
 
 def _purpose(policy: str) -> str:
