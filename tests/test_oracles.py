@@ -3,6 +3,11 @@
 From TRL's tests of 2024 and 2026 (Apache-2.0; inputs and expected values only). Others of these stand beside what they
 are about, in test_losses, test_clipping and test_statistics.
 
+Left out are values of what this project does not have: RLOO, DFT, a margin or a centring term in the reward loss, the
+best of four as one choice (Ziegler et al.; here all pairs of a ranking count), best-fit packing into rows (here tokens
+have no rows), masks of off-policy sequences and of likely tokens; and curves of GPUs and checkpoints that tests here
+cannot have (TRL's trajectories, GPT-2's sentiment, Pythia's TL;DR, Adam as TensorFlow wrote it).
+
 Dimensions in names: B rows, T tokens, M places, V vocabulary, H hidden size, S sequences.
 """
 

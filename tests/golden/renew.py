@@ -8,6 +8,7 @@ A curve that moves is a change of numbers: CHANGELOG.md says which, with a figur
 
 from __future__ import annotations
 
+import hashlib
 import json
 import sys
 import tempfile
@@ -33,6 +34,7 @@ def main(arguments: Sequence[str]) -> None:
         for line in first_moves(name, curves, before.get(name, {})):
             print(line)
     write_curves(found)
+    print(f"CHANGELOG.md has to call them {hashlib.sha256(CURVES.read_bytes()).hexdigest()[:12]}")
 
 
 def write_curves(found: Mapping[str, Curves]) -> None:

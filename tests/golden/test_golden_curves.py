@@ -5,6 +5,7 @@ The curves are in float64 and their rollouts in a file, so all processors agree 
 
 from __future__ import annotations
 
+import hashlib
 import json
 import math
 from collections.abc import Callable, Mapping
@@ -33,6 +34,7 @@ from tests.work import Work, counting
 from tastemaker.checkpoint import load_policy
 from tastemaker.packing import pack
 
+ROOT = Path(__file__).parents[2]
 RECORDED: Mapping[str, Curves] = json.loads(CURVES.read_text(encoding="utf-8"))
 HOW = (
     "If that is meant, renew the curves by `python -m tests.golden.renew` and say so in CHANGELOG.md: a line that "
@@ -45,6 +47,12 @@ def test_no_curve_has_moved(name: str, tmp_path: Path) -> None:
     moves = first_moves(name, run(name, tmp_path), RECORDED[name])
     if moves:
         pytest.fail("\n".join([*moves, HOW]), pytrace=False)
+
+
+def test_curves_are_not_renewed_without_a_word() -> None:
+    digest = hashlib.sha256(CURVES.read_bytes()).hexdigest()[:12]
+    if digest not in (ROOT / "CHANGELOG.md").read_text(encoding="utf-8"):
+        pytest.fail(f"the curves are {digest} now, and CHANGELOG.md does not name them so. {HOW}", pytrace=False)
 
 
 def test_every_stage_has_its_curves_and_they_go_somewhere() -> None:
