@@ -349,7 +349,8 @@ def test_56_the_value_function_starts_from_nothing(base: str, reward_model: str)
 
     Source: the paper, section 3.5; arXiv 2503.01491 (VC-PPO); NeMo-Aligner and NeMo-RL warm the critic up.
     Here: `PpoRun` loads it from the reward model's folder, head and offset included, where both read the same tokens;
-    otherwise, and where a function gives the reward, it says that it does not. There is no critic warm-up.
+    otherwise, and where a function gives the reward, it says that it does not. There is no critic warm-up, as in the
+    paper: values that start from the reward model know the scores before the first step.
     """
     run = run_of(base, reward_model)
     experience, _ = observed(run, 0, 0, 0, 0)

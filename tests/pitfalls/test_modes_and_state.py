@@ -473,7 +473,8 @@ def test_70_the_reward_rises_while_the_work_gets_worse(tmp_path: Path) -> None:
     Source: arXiv 2210.10760 (Gao et al.), arXiv 2307.04964, PKU-Alignment/safe-rlhf#43.
     Here: checkpoints (`keep_every`) and policies of several KL coefficients are evaluated by an independent gold score
     against their KL, and `report.distance` says in words where it was highest and whether the rest was over-optimised;
-    `adaptive_kl` holds the KL to a budget.
+    `adaptive_kl` holds the KL to a budget. No rule stops a run at one: which of the checkpoints is best is told
+    afterwards, by that score.
     """
     assert finding(tmp_path, [0.5, 1.5, 1.2, 0.4]) == (
         "Gold is highest (1.50) after 60 iterations, at 4 nats; at the end, 16 nats, it is 0.40: it has over-optimised."

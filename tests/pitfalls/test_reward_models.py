@@ -257,7 +257,8 @@ def test_62_a_mean_per_response_favours_the_short_and_right(base: str) -> None:
 
     Source: arXiv 2503.20783 (Dr. GRPO); huggingface/trl#3138, volcengine/verl#2435; OpenRLHF/OpenRLHF#236.
     Here: `losses.policy_loss` is a mean over all response tokens of the minibatch (`PpoRun` counts them), so a token
-    weighs the same in every response; `length_correlation` logs how scores go with length.
+    weighs the same in every response; `length_correlation` logs how scores go with length. A mean over responses is no
+    option: nothing in the paper or its predecessors asks for one.
     """
     # Two tokens of advantage 1, five of -1: as a mean over tokens -(2 - 5) / 7 = 3/7, as one over responses 0.
     mask_BT = torch.arange(5) < torch.tensor([[2], [5]])
