@@ -160,13 +160,13 @@ def sampling(folder: Path, models: Path) -> None:
 
 
 def command(folder: Path, models: Path) -> None:
-    """`tastemaker sft`, twice: the second time there is nothing left to do."""
-    from tastemaker.commands.training import sft as run_command
+    """The commands that train, `tastemaker sft` twice: the second time there is nothing left to do."""
+    from tastemaker.commands import training
 
-    arguments = ["--model", str(models / "base"), "--data", str(models / "data.jsonl"), "--out", str(folder / "out")]
-    arguments += ["--epochs", "1", "--batch-size", "3", "--optimizer.learning-rate", "1e-3", "--threads", "1"]
-    run_command(arguments)
-    run_command(arguments)
+    for _ in range(2):
+        training.sft(jobs.command("sft", models, folder / "out"))
+    for name in ("reward", "dpo", "ppo"):
+        getattr(training, name)(jobs.command(name, models, folder / name))
 
 
 JOBS: Mapping[str, Callable[[Path, Path], None]] = {

@@ -61,6 +61,8 @@ def make_models(folder: Path) -> None:
     )
     train_sft(folder / "ending", config=ending, base=str(base), demonstrations=ANSWERS, device=CPU, seed=1)
     write_records(folder / "data.jsonl", DEMONSTRATIONS)
+    write_records(folder / "rankings.jsonl", RANKINGS)
+    write_records(folder / "prompts.jsonl", PROMPTS)
 
 
 def sft(folder: Path, models: Path) -> None:
@@ -180,6 +182,17 @@ def ppo(folder: Path, models: Path) -> None:
 
 class StoppedError(Exception):
     """Stands for the end of the job."""
+
+
+def command(name: str, models: Path, out: Path) -> list[str]:
+    """What is given to `tastemaker NAME`."""
+    data = {"sft": "data.jsonl", "ppo": "prompts.jsonl"}.get(name, "rankings.jsonl")
+    given = ["--data", str(models / data), "--out", str(out), "--threads", "1", "--batch-size", "3"]
+    given += ["--init" if name in ("dpo", "ppo") else "--model", str(models / "base")]
+    if name == "ppo":
+        given += ["--reward", str(models / "judge"), "--iterations", "2", "--minibatches", "1"]
+        return [*given, "--decoding.max-new-tokens", "4", "--ptx-coef", "0"]
+    return [*given, "--epochs", "1", "--optimizer.learning-rate", "1e-3"]
 
 
 TRAININGS: Mapping[str, Callable[[Path, Path], None]] = {"sft": sft, "reward": reward, "dpo": dpo, "ppo": ppo}

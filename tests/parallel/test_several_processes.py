@@ -208,9 +208,7 @@ def test_a_loss_that_is_no_number_in_one_process_stops_all(folder: Path) -> None
 
 def test_a_command_is_done_once_by_both(folder: Path, tmp_path: Path) -> None:
     out = folder / "several" / "command" / "out"
-    arguments = ["--model", str(folder / "models" / "base"), "--data", str(folder / "models" / "data.jsonl")]
-    arguments += ["--out", str(tmp_path / "out"), "--epochs", "1", "--batch-size", "3"]
-    assert main(["sft", *arguments, "--optimizer.learning-rate", "1e-3", "--threads", "1"]) == 0
+    assert main(["sft", *jobs.command("sft", folder / "models", tmp_path / "out")]) == 0
     one, several = (jobs.weights(place / "model") for place in (tmp_path / "out", out))
     assert jobs.largest_difference(one, several) < 1e-3, "Adam's usual epsilon makes steps of a gradient's rounding"
     manifests: list[Mapping[str, Any] | None] = [read_manifest(place) for place in (tmp_path / "out", out)]
@@ -222,6 +220,17 @@ def test_a_command_is_done_once_by_both(folder: Path, tmp_path: Path) -> None:
         assert theirs[name] == mine[name]
     assert theirs["outputs"].keys() == mine["outputs"].keys()
     assert not (out / "started.json").exists()
+
+
+@pytest.mark.parametrize("name", ["reward", "dpo", "ppo"])
+def test_the_other_commands_finish_too(folder: Path, name: str) -> None:
+    out = folder / "several" / "command" / name
+    manifest = read_manifest(out)
+    assert manifest is not None
+    assert (manifest["stage"], manifest["processes"]) == (name, 2)
+    start = jobs.weights(folder / "models" / "base")
+    assert jobs.moved(jobs.weights(out / "model"), start) > 0
+    assert metrics(out)
 
 
 def test_an_error_of_one_process_ends_the_job(folder: Path, tmp_path: Path) -> None:
