@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import subprocess
 from pathlib import Path
 from typing import Any
 
 import pytest
 from benchmarks.bench import table
-from benchmarks.bench.__main__ import read_options
+from benchmarks.bench.__main__ import commit_of, read_options
 from benchmarks.bench.cases import CASES, MODELS, ROWS, fill_of, spread_lengths
 from benchmarks.bench.measuring import Phases
 from benchmarks.bench.picture import folded
@@ -139,8 +140,8 @@ def test_ratios_of_engines_that_took_no_turns_with_one_another_are_marked() -> N
     names = ("ours", "peer", "ours-fp32", "peer-switched")
     found = results("ppo-uniform", *(record(name, [[1.0]]) for name in names), task="ppo")
     rendered = table._speeds(found, "M")
-    assert row_of(rendered, "PPO iteration, bf16")[6::2] == ["1.0x", "1.0x*"]
-    assert row_of(rendered, "PPO iteration, fp32")[6::2] == ["1.0x*", "1.0x"]
+    assert row_of(rendered, "PPO iteration, bf16")[6::2] == ["1.0x", "1.0x†"]
+    assert row_of(rendered, "PPO iteration, fp32")[6::2] == ["1.0x†", "1.0x"]
     assert "minutes apart" in rendered
     assert "minutes apart" not in table._speeds(results("dpo", record("ours", [[1.0]])), "M")
 
@@ -149,6 +150,32 @@ def test_every_row_names_engines_of_its_case() -> None:
     for row in ROWS:
         names = {engine.name for engine in CASES[row.case].engines}
         assert {row.ours, row.peer, row.switched or row.peer} <= names
+
+
+def test_not_to_be_behind_vllm_is_an_aim() -> None:
+    aim = "not to be behind is the aim"
+    for ours, said in ((1.0, f"2.00x; {aim}."), (4.0, f"0.50x; {aim}: missed.")):
+        records = record("ours-bf16", [[ours]]), record("vllm", [[2.0]])
+        assert said in table._vllm(results("rollout-vllm", *records, task="rollout"), "M")
+
+
+def test_the_commit_is_named_and_marked_where_code_differs(tmp_path: Path) -> None:
+    def git(*command: str) -> str:
+        who = ["-c", "user.name=n", "-c", "user.email=e@x.org"]
+        done = subprocess.run(["git", "-C", str(tmp_path), *who, *command], capture_output=True, text=True, check=True)
+        return done.stdout.strip()
+
+    for place in ("src", "benchmarks/results"):
+        (tmp_path / place).mkdir(parents=True)
+        (tmp_path / place / "file").write_text("one")
+    git("init", "-q")
+    git("add", ".")
+    git("commit", "-q", "-m", "first")
+    named = git("rev-parse", "--short", "HEAD")
+    (tmp_path / "benchmarks/results/file").write_text("two")
+    assert commit_of(tmp_path) == named
+    (tmp_path / "src/file").write_text("two")
+    assert commit_of(tmp_path) == f"{named}+"
 
 
 def test_a_page_keeps_what_stands_around_the_figures(tmp_path: Path) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +17,8 @@ from tastemaker.artefacts import read_manifest
 from tastemaker.cli import COMMANDS, main, usage
 from tastemaker.commands.sampling import without_controls
 from tastemaker.metrics import read_metrics
+from tastemaker.records import Message, Prompt
+from tastemaker.responses import TextPiece
 from tastemaker.store import LabelService, Store
 from tastemaker.store.audit import Actor
 from tastemaker.store.lead import LeadService
@@ -232,11 +234,19 @@ def test_a_conversation(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys:
 
     def chat(*lines: str) -> int:
         entered = iter(lines)
-        monkeypatch.setattr("builtins.input", lambda *_: next(entered))
+
+        def input_(*_: str) -> str:
+            try:
+                return next(entered)
+            except StopIteration:
+                raise EOFError from None
+
+        monkeypatch.setattr("builtins.input", input_)
         return main(["sample", "--chat", *rest])
 
-    assert chat("w5 w6", "w7", "") == 0
-    first, second = (line.removesuffix(" (cut off)") for line in capsys.readouterr().out.replace("> ", "").splitlines())
+    assert chat("\x1b[Aw5 w6\x07", "w7") == 0
+    said = capsys.readouterr().out
+    first, second = (line.removesuffix(" (cut off)") for line in said.replace("> ", "").splitlines() if line)
     turns = [{"role": "user", "content": "w5 w6"}, {"role": "assistant", "content": first}]
     rows = [{"prompt": turns[:1]}, {"prompt": [*turns, {"role": "user", "content": "w7"}]}]
     assert main(["sample", "--data", write(tmp_path / "p.jsonl", rows), "--out", "out", *rest]) == 0
@@ -244,6 +254,44 @@ def test_a_conversation(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys:
     assert sampled == [[first], [second]]
     assert chat("w5 " * 20, "w6 " * 20) == 2
     assert "Begin another one, or lower --max-new-tokens" in " ".join(capsys.readouterr().err.split())
+    assert main(["sample", "--chat", *rest, "--max-new-tokens", "40"]) == 2
+    assert "does not fit into the context of 40" in " ".join(capsys.readouterr().err.split())
+
+
+def test_ctrl_c_stops_an_answer_and_then_the_conversation(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    seen = list[Sequence[Message]]()
+
+    def stream(policy: Any, prompt: Prompt, **_: Any) -> Iterator[TextPiece]:
+        seen.append(prompt.messages)
+        yield TextPiece("w7", None)
+        raise KeyboardInterrupt
+
+    entered = iter(["w5", "w6"])
+
+    def input_(*_: str) -> str:
+        try:
+            return next(entered)
+        except StopIteration:
+            raise KeyboardInterrupt from None
+
+    monkeypatch.setattr("builtins.input", input_)
+    monkeypatch.setattr("tastemaker.responses.stream_response", stream)
+    assert main(["sample", "--chat", "--policies", "mine", str(save_model(tmp_path / "m"))]) == 0
+    assert capsys.readouterr().out.count("w7 (stopped)") == 2
+    assert [(turn.role, turn.content) for turn in seen[1]] == [("user", "w5"), ("assistant", "w7"), ("user", "w6")]
+
+
+def test_a_template_that_takes_no_second_turn_is_refused_before_the_first(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    model = save_model(tmp_path / "m")
+    template = "{% if messages|length > 1 %}{{ raise_exception('one turn only') }}{% endif %}{{ messages[0].content }}"
+    (model / "chat_template.jinja").write_text(template)
+    monkeypatch.setattr("builtins.input", lambda *_: pytest.fail("nobody was to be asked"))
+    assert main(["sample", "--chat", "--policies", "mine", str(model)]) == 2
+    assert "one turn only" in " ".join(capsys.readouterr().err.split())
 
 
 def test_a_models_escape_sequences_do_not_reach_the_terminal() -> None:

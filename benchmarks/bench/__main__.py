@@ -48,7 +48,7 @@ class Options:
 def main() -> None:
     """Measure, and write what was found."""
     options = read_options(sys.argv[1:])
-    began, settings, results = time.monotonic(), options.settings, options.results
+    began, settings, results, commit = time.monotonic(), options.settings, options.results, commit_of(ROOT)
     for trl in sorted({trl_of(CASES[name]) for name in options.cases}):
         peer_python(settings.out, trl)
     run_json([sys.executable, "-m", "benchmarks.bench.models", str(settings.out), *options.models], settings)
@@ -70,7 +70,7 @@ def main() -> None:
     if not all(CASES[name].when_named for name in options.cases):  # else what stands there is of all the other cases
         about = {
             "date": f"{datetime.now(UTC):%Y-%m-%d}",
-            "commit": _commit(),
+            "commit": commit,
             "threads": settings.threads,
             "gemm": peaks,
         }
@@ -82,11 +82,12 @@ def main() -> None:
         sys.exit(f"error: {', '.join(failed)} could not be measured; what was is in {results}.")
 
 
-def _commit() -> str:
-    """The commit that is measured; a + where files differ from it."""
+def commit_of(root: Path) -> str:
+    """The commit that is measured; a + where code differs from it."""
+    changed = ("status", "--porcelain", "--", "src", "benchmarks", ":!benchmarks/results")
     said = [
-        subprocess.run(["git", "-C", str(ROOT), *command], capture_output=True, text=True, check=True).stdout.strip()
-        for command in (("rev-parse", "--short", "HEAD"), ("status", "--porcelain", "src", "benchmarks"))
+        subprocess.run(["git", "-C", str(root), *command], capture_output=True, text=True, check=True).stdout.strip()
+        for command in (("rev-parse", "--short", "HEAD"), changed)
     ]
     return said[0] + ("+" if said[1] else "")
 

@@ -16,7 +16,7 @@ from benchmarks.bench.results import Measured, Results, load, share_of_peak, tok
 RESULTS, PAGE = ROOT / "benchmarks/results", ROOT / "docs/performance.md"
 BEGIN, END = "<!-- made by benchmarks/bench/table.py from benchmarks/results -->", "<!-- end -->"
 NONE = ""
-APART = "*"  # marks a ratio of engines that did not take turns
+APART = "†"  # marks a ratio of engines that did not take turns
 
 
 def write(results: Results, page: Path) -> None:

@@ -25,7 +25,7 @@ COMMANDS = {
     "ppo": ("optimise a policy for a reward model or a Python function (PPO, PPO-ptx)", "training"),
     "dpo": ("optimise a policy on rankings directly (DPO, IPO)", "training"),
     "evaluate": ("compare policies on prompts, judged by a reward model or a Python function", "whole"),
-    "sample": ("sample responses of policies, to read or to have ranked", "sampling"),
+    "sample": ("sample responses of policies, to read or to have ranked; talk with one", "sampling"),
     "inspect": ("show what a stage sees of its data, token by token", "inspecting"),
     "label": ("let people answer in the browser; see what is missing, hand out tasks, take answers in", "people"),
     "report": ("write report.html for a run", "whole"),

@@ -124,11 +124,17 @@ class TextPiece:
 
 
 def stream_response(
-    policy: LanguageModel, prompt: Prompt, *, decoding: DecodingConfig, seed: int, purpose: str
+    policy: LanguageModel,
+    prompt: Prompt,
+    *,
+    decoding: DecodingConfig,
+    seed: int,
+    purpose: str,
+    engine: Generator | None = None,
 ) -> Iterator[TextPiece]:
-    """The first response that `sample_responses` gives, piece by piece while it is sampled."""
+    """The first response that `sample_responses` gives, piece by piece while it is sampled, by `engine` if given."""
     tokenizer = policy.tokenizer
-    pieces = engine_for(policy, decoding).stream(
+    pieces = (engine or engine_for(policy, decoding)).stream(
         [tokenizer.prompt_ids(prompt.messages)],
         1,
         sampling_for(policy, decoding),

@@ -3,7 +3,8 @@
 A prompt is rendered by the chat template saved with the model, up to the place where the assistant speaks. A response
 is encoded on its own and closed by the end token, so the prompt's ids are always a prefix of the whole and the loss
 mask is exact by construction. Text that users wrote stays text: an "<|eos|>" in a message is no control token.
-A rollout is decoded for people, reward models and files, and never encoded again for the policy that produced it.
+A rollout is decoded for people, reward models and files, and never encoded again for the policy that produced it, but
+as an earlier turn of a conversation.
 
 A base model without a template gets the named default `plain`.
 """

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import json
 import unicodedata
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -23,9 +24,8 @@ from tastemaker.records import Message, Prompt
 from tastemaker.settings import Precision
 
 if TYPE_CHECKING:
-    from tastemaker.model import LanguageModel
     from tastemaker.records import Response
-    from tastemaker.responses import DecodingConfig
+    from tastemaker.responses import DecodingConfig, TextPiece
 
 Named = list[tuple[str, "Response"]]
 
@@ -54,7 +54,8 @@ class _SampleOptions:
     stream: bool = False
     """With --prompt: print the response while it is sampled."""
     chat: bool = False
-    """In place of --prompt: talk with one policy. Every line that you enter is a turn, and an empty one ends."""
+    """In place of --prompt: talk with one policy. Every line that you enter is a turn, and an empty one ends. Ctrl-C
+    stops an answer; one that is stopped or cut off stays in the conversation as it is."""
     max_new_tokens: Annotated[int, also("--decoding.max-new-tokens")] = 256
     """Where a response is cut off; `--decoding.max-new-tokens`, as ppo has it, is the same."""
     temperature: Annotated[float, also("--decoding.temperature")] = 1.0
@@ -162,7 +163,7 @@ def _stream(options: _SampleOptions, prompt: Prompt, decoding: DecodingConfig) -
     """Print every policy's response as it is sampled."""
     from tastemaker import parallel
     from tastemaker.checkpoint import load_policy, load_reader
-    from tastemaker.responses import check_room
+    from tastemaker.responses import check_room, stream_response
 
     device, console = parallel.prepare(options.threads), Console()
     for name, path in options.policies.items():
@@ -170,54 +171,70 @@ def _stream(options: _SampleOptions, prompt: Prompt, decoding: DecodingConfig) -
     for name, path in options.policies.items():
         policy = load_policy(path).to(device)
         console.print(Text(name, style="bold"))
-        _print_growing(console, policy, prompt, decoding, options.seed, name)
+        _print_growing(
+            console, stream_response(policy, prompt, decoding=decoding, seed=options.seed, purpose=_purpose(name))
+        )
         console.print()
 
 
 def _chat(options: _SampleOptions, decoding: DecodingConfig) -> None:
     """Respond to every line that is entered, knowing those before it, until one is empty or there is none."""
     from tastemaker import parallel
-    from tastemaker.checkpoint import load_policy
-    from tastemaker.responses import leaves_room
+    from tastemaker.checkpoint import load_policy, load_reader
+    from tastemaker.responses import check_room, engine_for, leaves_room, stream_response
 
+    with suppress(ImportError):
+        import readline  # noqa: F401  (arrow keys and history, where there are any)
     ((name, path),) = options.policies.items()
+    # Before weights are loaded: some templates take no second turn, and a context may be too short for any.
+    several = (Message("user", "a"), Message("assistant", "b"), Message("user", "c"))
+    check_room([Prompt(messages=several)], load_reader(path), decoding.max_new_tokens, name)
     device, console = parallel.prepare(options.threads), Console()
     policy = load_policy(path).to(device)
+    engine = engine_for(policy, decoding)
     messages: tuple[Message, ...] = ()
     while said := _entered(console):
         messages += (Message("user", said),)
-        prompt = Prompt(messages=messages)
         length = len(policy.tokenizer.prompt_ids(messages))
         if not leaves_room(length, policy, decoding.max_new_tokens):
             raise DataError(
                 f"the conversation has {length} tokens; with {decoding.max_new_tokens} more it does not fit into the "
                 f"context of {policy.context}. Begin another one, or lower --max-new-tokens."
             )
-        response = _print_growing(console, policy, prompt, decoding, options.seed, name)
-        messages += (Message("assistant", response),)
+        prompt, purpose = Prompt(messages=messages), _purpose(name)
+        pieces = stream_response(policy, prompt, decoding=decoding, seed=options.seed, purpose=purpose, engine=engine)
+        messages += (Message("assistant", _print_growing(console, pieces, stoppable=True)),)
 
 
 def _entered(console: Console) -> str:
+    """The next line without control characters; empty at the end of the input."""
     try:
-        return console.input("[bold]>[/bold] ").strip()
-    except EOFError:
+        line = console.input("[bold]>[/bold] ")
+    except (EOFError, KeyboardInterrupt):
         console.print()
         return ""
+    except UnicodeDecodeError as error:
+        raise DataError(
+            f"what was entered is no text in {error.encoding}; set the terminal or the file to it."
+        ) from error
+    line = Text.from_ansi(line).plain  # without what arrow keys leave where there is no readline
+    return "".join(sign for sign in line if unicodedata.category(sign) not in ("Cc", "Cs")).strip()
 
 
-def _print_growing(
-    console: Console, policy: LanguageModel, prompt: Prompt, decoding: DecodingConfig, seed: int, name: str
-) -> str:
-    """Print a response while it is sampled, and return it."""
-    from tastemaker.responses import stream_response
-
-    pieces = list[str]()
-    for piece in stream_response(policy, prompt, decoding=decoding, seed=seed, purpose=_purpose(name)):
-        pieces.append(piece.text)
-        console.print(Text(without_controls(piece.text)), soft_wrap=True, end="")
-        if piece.finished is not None:
-            console.print(Text("" if piece.finished else " (cut off)", style="bold"))
-    return "".join(pieces)
+def _print_growing(console: Console, pieces: Iterator[TextPiece], *, stoppable: bool = False) -> str:
+    """Print a response while it is sampled, and return it; `stoppable` by Ctrl-C, which keeps what there is."""
+    text = ""
+    try:
+        for piece in pieces:
+            text += piece.text
+            console.print(Text(without_controls(piece.text)), soft_wrap=True, end="")
+            if piece.finished is not None:
+                console.print(Text("" if piece.finished else " (cut off)", style="bold"))
+    except KeyboardInterrupt:
+        if not stoppable:
+            raise
+        console.print(Text(" (stopped)", style="bold"))
+    return text
 
 
 def _purpose(policy: str) -> str:
