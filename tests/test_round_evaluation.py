@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -11,11 +12,16 @@ from tests.models import make_tokenizer, save_model
 from tastemaker.config import load_recipe
 from tastemaker.errors import ConfigError
 from tastemaker.evaluation_sampling import check_text_losses
+from tastemaker.inputs import Input
 from tastemaker.recipe import Recipe
+from tastemaker.records import Prompt, Response
 from tastemaker.round import Round
-from tastemaker.round_evaluation import over_optimization
+from tastemaker.round_evaluation import _Evaluation, over_optimization
+from tastemaker.scoring import FunctionScorer
 from tastemaker.stages.evaluation import Check, Claim, Contestant, EvaluationConfig
+from tastemaker.stages.evaluation.contestants import Sampled
 from tastemaker.stages.ppo import PpoConfig
+from tastemaker.tokenizer import as_messages
 
 RECIPE = Path(__file__).parents[1] / "recipes" / "overoptimization.toml"
 
@@ -91,3 +97,34 @@ def test_text_losses_of_other_tokens_are_not_compared(tmp_path: Path) -> None:
     for first, second in (("base", other), (other, "policy/ppo"), (same, other)):
         with pytest.raises(ConfigError, match="claim 6 compares the text losses of a and b, whose tokenizers differ"):
             check(first, second)
+
+
+def test_policies_of_one_reward_are_scored_by_one_loading_of_it() -> None:
+    """Two policies of a reward that counts words, one of a reward that counts letters; two prompts."""
+    recipe = load_recipe(RECIPE, Recipe)
+    config = recipe.evaluation
+    assert config is not None
+    loaded = list[str]()
+
+    def input_of(name: str, score: Callable[[str], int]) -> Input[FunctionScorer]:
+        def load() -> FunctionScorer:
+            loaded.append(name)
+            return FunctionScorer(lambda _, responses, __: list(map(score, responses)), name=name)
+
+        return Input(name, load)
+
+    words, letters = input_of("words", lambda text: len(text.split())), input_of("letters", len)
+    evaluation = object.__new__(_Evaluation)
+    evaluation.config, evaluation.prompts = config, [Prompt(messages=as_messages(text)) for text in ("w1", "w2")]
+    evaluation._own = {"a": words, "b": letters, "c": words}  # type: ignore[dict-item]
+    texts = {"a": ("w1 w2", "w1"), "b": ("w1 w2", ""), "c": ("w3", "w3")}
+    decoding = config.decodings[-1].name
+    responses = {
+        (name, decoding): Sampled(
+            responses=tuple(Response(text=text) for text in given), num_tokens=(1, 1), logprob=None, kl=None
+        )
+        for name, given in texts.items()
+    }
+    found = evaluation._own_scores(responses)
+    assert {name: row["value"] for name, row in found.items()} == {"a": 1.5, "b": 2.5, "c": 1.0}
+    assert sorted(loaded) == ["letters", "words"]

@@ -50,6 +50,7 @@ def test_no_curve_has_moved(name: str, tmp_path: Path) -> None:
 
 
 def test_curves_are_not_renewed_without_a_word() -> None:
+    """The changelog has to be opened for it; what it then says is for a reader to judge."""
     digest = hashlib.sha256(CURVES.read_bytes()).hexdigest()[:12]
     if digest not in (ROOT / "CHANGELOG.md").read_text(encoding="utf-8"):
         pytest.fail(f"the curves are {digest} now, and CHANGELOG.md does not name them so. {HOW}", pytrace=False)

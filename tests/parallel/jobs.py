@@ -21,7 +21,7 @@ from tastemaker.config import from_mapping
 from tastemaker.files import write_records
 from tastemaker.metrics import MetricsWriter
 from tastemaker.model import freeze
-from tastemaker.records import Text
+from tastemaker.records import Ranking, Text
 from tastemaker.scoring import ModelScorer
 from tastemaker.settings import DpoConfig, PpoConfig, RewardConfig, SftConfig
 from tastemaker.stages.dpo import train_dpo
@@ -38,10 +38,16 @@ DEMONSTRATIONS = [
 ]
 # Answers of no word and of five: a policy that has seen them ends some of its responses at once.
 ANSWERS = [demonstration(f"w{n} w{n + 1}" + " w9" * (n % 3), " ".join(["w7"] * (5 * (n % 2)))) for n in range(3, 14)]
-RANKINGS = [
-    ranking(f"w{n} w3" + " w4" * (n % 3), ["w5 w7", f"w6 w{n} w9", "w6"], ((n % 3,), tuple({0, 1, 2} - {n % 3})))
-    for n in range(20, 31)
-]
+
+
+def ranked(number: int, rater: str) -> Ranking:
+    best = number % 3
+    responses = ["w5 w7", f"w6 w{number} w9", "w6"]
+    return ranking(f"w{number} w3" + " w4" * best, responses, ((best,), tuple({0, 1, 2} - {best})), rater=rater)
+
+
+RANKINGS = [ranked(number, f"rater {number % 2}") for number in range(20, 31)]
+OTHERS = [ranked(number, "another") for number in range(40, 45)]
 PROMPTS = [prompt(f"w{number} w{number + 1}" + " w9" * (number % 3)) for number in range(3, 14)]
 TEXTS = [Text(text=" ".join(f"w{(7 * place + number) % 90}" for place in range(5 + number))) for number in range(7)]
 HELD_OUT = [Text(text=f"w{number} {text.text}") for number, text in enumerate(TEXTS[:3], 91)]
@@ -111,6 +117,7 @@ def reward(folder: Path, models: Path) -> None:
             "batch_size": 4,
             "microbatch_tokens": 60,
             "checkpoint_every": 2,
+            "cross_validation_folds": 2,
             "optimizer": ADAM | {"gradient_checkpointing": True},
         },
         where="test",
@@ -121,6 +128,7 @@ def reward(folder: Path, models: Path) -> None:
         init=str(models / "base"),
         rankings=RANKINGS,
         validation=RANKINGS[:4],
+        held_out_raters=OTHERS,
         demonstrations=DEMONSTRATIONS,
         device=CPU,
         seed=4,
