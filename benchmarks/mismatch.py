@@ -14,18 +14,18 @@ import argparse
 import json
 import platform
 from collections.abc import Callable, Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 import torch
 import transformers
 from benchmarks.bench.driver import ROOT, machine
 from benchmarks.bench.table import table
+from benchmarks.pages import put
 from tests.models import ARCHITECTURES, make_policy
 
 from tastemaker import parallel
 from tastemaker.checkpoint import load_policy
-from tastemaker.files import atomic_write, write_json
+from tastemaker.files import write_json
 from tastemaker.generation import Rollout
 from tastemaker.model import LanguageModel
 from tastemaker.packing import pack
@@ -127,24 +127,13 @@ def render(results: Mapping[str, Any]) -> str:
     return f"On {results['processor']}, {results['device']}; {versions}.\n\n{table(header, rows)}\n"
 
 
-def write(results: Mapping[str, Any], page: Path = PAGE) -> None:
-    """Put the table between the marks of the page."""
-    text = page.read_text(encoding="utf-8")
-    before, begin, rest = text.partition(BEGIN)
-    _, end, after = rest.partition(END)
-    if not begin or not end:
-        raise SystemExit(f"{page} lacks the marks {BEGIN} and {END}")
-    with atomic_write(page) as file:
-        file.write(f"{before}{BEGIN}\n\n{render(results)}\n{END}{after}")
-
-
 def main() -> None:
     """The command."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--page", action="store_true", help="write the page alone")
     if not parser.parse_args().page:
         write_json(RESULTS, measured())
-    write(json.loads(RESULTS.read_text(encoding="utf-8")))
+    put(PAGE, BEGIN, END, render(json.loads(RESULTS.read_text(encoding="utf-8"))))
 
 
 if __name__ == "__main__":

@@ -17,11 +17,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from benchmarks.pages import put
 from tests.parallel import jobs
 from tests.parallel.launching import ROOT, drive
 
 from tastemaker.artefacts import library_versions
-from tastemaker.files import atomic_write, write_json
+from tastemaker.files import write_json
 from tastemaker.metrics import read_metrics
 
 RESULTS, PAGE = ROOT / "benchmarks/results/several-processes.json", ROOT / "docs/many-processes.md"
@@ -76,9 +77,7 @@ def main() -> None:
     found = {"processes": count, "versions": library_versions(), "stages": rows}
     write_json(RESULTS, found)
     print(json.dumps(rows, indent=2))
-    before, _, rest = PAGE.read_text(encoding="utf-8").partition(BEGIN)
-    with atomic_write(PAGE) as file:
-        file.write(f"{before}{BEGIN}\n\n{render(count, found['versions'], rows)}\n{END}{rest.partition(END)[2]}")
+    put(PAGE, BEGIN, END, render(count, found["versions"], rows))
 
 
 if __name__ == "__main__":

@@ -8,6 +8,7 @@ import sys
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
+from unittest.mock import Mock
 
 import pytest
 from tests.models import save_model
@@ -226,6 +227,12 @@ def test_a_response_is_printed_as_it_comes(tmp_path: Path, capsys: pytest.Captur
     assert "--stream prints one response as it comes" in capsys.readouterr().err
 
 
+def enter(lines: Sequence[str], end: BaseException, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Type these lines, and then what raises `end`."""
+    keyboard = Mock(side_effect=[*lines, end])
+    monkeypatch.setattr("builtins.input", keyboard)
+
+
 def test_a_conversation(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     """A turn is answered as the same conversation in a file is; what no longer fits ends it."""
     monkeypatch.chdir(tmp_path)
@@ -233,15 +240,7 @@ def test_a_conversation(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys:
     rest = ["--policies", "mine", "m", "--max-new-tokens", "5", "--threads", "1"]
 
     def chat(*lines: str) -> int:
-        entered = iter(lines)
-
-        def input_(*_: str) -> str:
-            try:
-                return next(entered)
-            except StopIteration:
-                raise EOFError from None
-
-        monkeypatch.setattr("builtins.input", input_)
+        enter(lines, EOFError(), monkeypatch)
         return main(["sample", "--chat", *rest])
 
     assert chat("\x1b[Aw5 w6\x07", "w7") == 0
@@ -268,15 +267,7 @@ def test_ctrl_c_stops_an_answer_and_then_the_conversation(
         yield TextPiece("w7", None)
         raise KeyboardInterrupt
 
-    entered = iter(["w5", "w6"])
-
-    def input_(*_: str) -> str:
-        try:
-            return next(entered)
-        except StopIteration:
-            raise KeyboardInterrupt from None
-
-    monkeypatch.setattr("builtins.input", input_)
+    enter(["w5", "w6"], KeyboardInterrupt(), monkeypatch)
     monkeypatch.setattr("tastemaker.responses.stream_response", stream)
     assert main(["sample", "--chat", "--policies", "mine", str(save_model(tmp_path / "m"))]) == 0
     assert capsys.readouterr().out.count("w7 (stopped)") == 2

@@ -8,6 +8,7 @@ import math
 import pytest
 import torch
 from benchmarks import mismatch
+from benchmarks.pages import between
 from tests.models import make_policy
 
 from tastemaker.records import Prompt
@@ -37,7 +38,6 @@ def test_in_fp32_sampler_and_trainer_agree_and_in_bf16_they_do_not() -> None:
 
 
 def test_the_committed_page_is_what_the_committed_results_give() -> None:
-    text = mismatch.PAGE.read_text(encoding="utf-8")
-    made = text.partition(mismatch.BEGIN)[2].partition(mismatch.END)[0]
+    made = between(mismatch.PAGE, mismatch.BEGIN, mismatch.END)
     results = json.loads(mismatch.RESULTS.read_text(encoding="utf-8"))
-    assert made.strip() == mismatch.render(results).strip(), "run python -m benchmarks.mismatch --page"
+    assert made == mismatch.render(results).strip(), "run python -m benchmarks.mismatch --page"

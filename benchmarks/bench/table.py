@@ -12,6 +12,7 @@ from pathlib import Path
 from benchmarks.bench.cases import CASES, MEMORY_TARGET, MODELS, ROWS, START_TARGET, VLLM, Row
 from benchmarks.bench.driver import FOREIGN, ROOT
 from benchmarks.bench.results import Measured, Results, load, share_of_peak, tokens
+from benchmarks.pages import put
 
 RESULTS, PAGE = ROOT / "benchmarks/results", ROOT / "docs/performance.md"
 BEGIN, END = "<!-- made by benchmarks/bench/table.py from benchmarks/results -->", "<!-- end -->"
@@ -21,12 +22,7 @@ APART = "†"  # marks a ratio of engines that did not take turns
 
 def write(results: Results, page: Path) -> None:
     """Put the tables between the marks of a page."""
-    text = page.read_text(encoding="utf-8")
-    before, begin, rest = text.partition(BEGIN)
-    _, end, after = rest.partition(END)
-    if not begin or not end:
-        raise SystemExit(f"{page} lacks the marks {BEGIN} and {END}")
-    page.write_text(f"{before}{BEGIN}\n\n{render(results)}\n{END}{after}", encoding="utf-8")
+    put(page, BEGIN, END, render(results))
 
 
 def render(results: Results) -> str:

@@ -22,6 +22,7 @@ from benchmarks.learning_curves.results import (
     load,
     spread_of_ratios,
 )
+from benchmarks.pages import put
 
 from tastemaker.files import atomic_write
 from tastemaker.report.figure import standalone
@@ -33,15 +34,9 @@ BEGIN, END = "<!-- made by benchmarks/learning_curves from benchmarks/results --
 
 def write(results: Results, page: Path = PAGE, picture: Path = PICTURE) -> None:
     """Put the figures between the marks of the page, and draw the picture."""
-    text = page.read_text(encoding="utf-8")
-    before, begin, rest = text.partition(BEGIN)
-    _, end, after = rest.partition(END)
-    if not begin or not end:
-        raise SystemExit(f"{page} lacks the marks {BEGIN} and {END}")
     with atomic_write(picture) as file:
         file.write(standalone(draw(results)))
-    with atomic_write(page) as file:
-        file.write(f"{before}{BEGIN}\n\n{render(results)}\n{END}{after}")
+    put(page, BEGIN, END, render(results))
 
 
 def render(results: Results) -> str:

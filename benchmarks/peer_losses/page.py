@@ -9,6 +9,7 @@ from typing import Any
 
 from benchmarks.bench.driver import ROOT
 from benchmarks.bench.table import table
+from benchmarks.pages import put
 from benchmarks.peer_losses.cases import CASES
 
 RESULTS, PAGE = ROOT / "benchmarks/results/peer-losses.json", ROOT / "docs/peers.md"
@@ -25,12 +26,7 @@ def load(path: Path = RESULTS) -> Results:
 
 def write(results: Results, page: Path = PAGE) -> None:
     """Put the figures between the marks of the page."""
-    text = page.read_text(encoding="utf-8")
-    before, begin, rest = text.partition(BEGIN)
-    _, end, after = rest.partition(END)
-    if not begin or not end:
-        raise SystemExit(f"{page} lacks the marks {BEGIN} and {END}")
-    page.write_text(f"{before}{BEGIN}\n\n{render(results)}\n{END}{after}", encoding="utf-8")
+    put(page, BEGIN, END, render(results))
 
 
 def render(results: Results) -> str:

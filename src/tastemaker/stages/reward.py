@@ -90,18 +90,19 @@ def train_reward_model(
     _say_if_apart(rankings)
     model = new_reward_model(init, seed=seed, max_prompt_tokens=config.max_prompt_tokens).to(device)
     scorer = _scorer(model, config)
-    held_out, others = HeldOut(validation, scorer), HeldOut(held_out_raters, scorer)
+    held_out = HeldOut(validation, scorer) if validation else None
+    others = HeldOut(held_out_raters, scorer) if held_out_raters else None
     demonstrated = scorer.read([one.prompt for one in demonstrations], [_as_response(one) for one in demonstrations])
     scores = _train(folder, config, model, rankings, held_out, seed, name=f"reward {folder.name}")
-    pairs = held_out.pairs(scores) if validation else scored_pairs(scorer, rankings)
+    pairs = scored_pairs(scorer, rankings) if held_out is None else held_out.pairs(scores)
     if demonstrations:
         model.offset += float(np.mean(demonstrated()))
     results: dict[str, Any] = {"demonstrations_centred": len(demonstrations), "offset": float(model.offset)}
     results |= measure(pairs)
-    write_pairs(folder / "pairs.jsonl", pairs if validation else [])
-    if not validation:
+    write_pairs(folder / "pairs.jsonl", [] if held_out is None else pairs)
+    if held_out is None:
         results["on"] = "training rankings"
-    if held_out_raters:
+    if others is not None:
         results["held_out_raters"] = measure(others.pairs(others.scores()))
     if folds:
         results["cross_validation"] = cross_validate(folder, config, init, folds, device, seed)
@@ -201,7 +202,7 @@ def _train(
             "learning_rate": report.learning_rate,
             "epoch": (number + 1) / steps_per_epoch,
         }
-        if held_out is not None and held_out.rankings and place == steps_per_epoch - 1:
+        if held_out is not None and place == steps_per_epoch - 1:
             scores = held_out.scores()
             metrics |= held_out.curve(scores, config.normalize)
         return metrics
