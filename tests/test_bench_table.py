@@ -13,6 +13,7 @@ from benchmarks.bench.cases import CASES, MODELS, ROWS, fill_of, spread_lengths
 from benchmarks.bench.measuring import Phases
 from benchmarks.bench.picture import folded
 from benchmarks.bench.results import Results, load, needed_flops, share_of_peak, summary, tokens
+from benchmarks.pages import between
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -192,9 +193,8 @@ def test_a_page_keeps_what_stands_around_the_figures(tmp_path: Path) -> None:
 
 
 def test_the_committed_page_is_what_the_committed_results_give() -> None:
-    text = table.PAGE.read_text(encoding="utf-8")
-    made = text.partition(table.BEGIN)[2].partition(table.END)[0]
-    assert made.strip() == table.render(load(table.RESULTS)).strip(), "run python -m benchmarks.bench.table"
+    made = between(table.PAGE, table.BEGIN, table.END)
+    assert made == table.render(load(table.RESULTS)).strip(), "run python -m benchmarks.bench.table"
 
 
 # --- lengths, phases and the picture --------------------------------------------------------------------------------

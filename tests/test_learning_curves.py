@@ -26,6 +26,7 @@ from benchmarks.learning_curves.results import (
     spread_of_ratios,
 )
 from benchmarks.learning_curves.running import FIRST, perform, read_setup
+from benchmarks.pages import between
 from tests.bases import save_random_base
 from tests.runs import SMOKE
 
@@ -283,7 +284,7 @@ def test_bands_reach_over_all_seeds() -> None:
 
 @pytest.mark.skipif(not page.RESULTS.exists(), reason="not measured yet")
 def test_the_committed_page_is_what_the_committed_results_give() -> None:
-    found, text = load(page.RESULTS), page.PAGE.read_text(encoding="utf-8")
-    made = text.partition(page.BEGIN)[2].partition(page.END)[0]
-    assert made.strip() == page.render(found).strip(), "run python -m benchmarks.learning_curves.page"
+    found = load(page.RESULTS)
+    made = between(page.PAGE, page.BEGIN, page.END)
+    assert made == page.render(found).strip(), "run python -m benchmarks.learning_curves.page"
     assert page.PICTURE.read_text(encoding="utf-8") == standalone(draw(found))

@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import torch
+from benchmarks.pages import between
 from benchmarks.peer_losses import page
 from benchmarks.peer_losses.cases import CASES
 from benchmarks.peer_losses.results import compared, of_case
@@ -78,6 +79,5 @@ def test_the_committed_figures_agree() -> None:
 
 
 def test_the_committed_page_is_what_the_committed_results_give() -> None:
-    text = page.PAGE.read_text(encoding="utf-8")
-    made = text.partition(page.BEGIN)[2].partition(page.END)[0]
-    assert made.strip() == page.render(page.load()).strip(), "run python -m benchmarks.peer_losses.page"
+    made = between(page.PAGE, page.BEGIN, page.END)
+    assert made == page.render(page.load()).strip(), "run python -m benchmarks.peer_losses.page"

@@ -24,6 +24,20 @@ from tastemaker.tokenizer import Tokenizer
 FIRST_PREDICTED = 1  # all tokens of a piece but its first are predicted
 
 
+def check_held_out(texts: Sequence[Text], held_out: Sequence[Text]) -> None:
+    """Refuse to measure on documents that are trained on.
+
+    Raises:
+        DataError: some stand in both.
+    """
+    both = {one.text for one in texts} & {one.text for one in held_out}
+    if both:
+        raise DataError(
+            f"{len(both)} of {len(held_out)} held-out documents are trained on too; leave them out. "
+            f"One begins: {min(both)[:60]!r}."
+        )
+
+
 def encode_texts(texts: Sequence[Text], tokenizer: Tokenizer, *, max_tokens: int) -> list[list[int]]:
     """The pieces of all documents, in order. Pieces of a single token are left out: they predict nothing."""
     pieces = []

@@ -21,6 +21,7 @@ from tastemaker.artefacts import StageOutcome, library_versions, read_json, read
 from tastemaker.checkpoint import load_policy
 from tastemaker.config import to_json
 from tastemaker.console import say
+from tastemaker.corpus import check_held_out
 from tastemaker.errors import DataError
 from tastemaker.files import read_demonstrations, read_prompts, write_json, write_records
 from tastemaker.forecast import (
@@ -72,6 +73,7 @@ class Round:
 
     def prompts(self) -> None:
         """Intake, filters and splits. Prompts that leave no room for a response are left out here, for all stages."""
+        self._check_text()
         config, inputs = self.recipe.prompts, self.inputs()
         given = inputs.source("source", config.source, read_prompts, Prompt)
         new_tokens = max((decoding.max_new_tokens for decoding in self._decodings()), default=0)
@@ -99,6 +101,15 @@ class Round:
             say(report.summary())
 
         self.run("1-prompts", config, inputs, work)
+
+    def _check_text(self) -> None:
+        """Text that is trained on is no held-out text; said before anything is done, and not when PPO begins."""
+        recipe = self.recipe
+        trained_on = any(one.pretraining_mix for one in recipe.sft.values())
+        trained_on |= any(isinstance(one, PpoConfig) and one.ptx_coef > 0 for one in recipe.policy.values())
+        if recipe.text is not None and trained_on and read_manifest(self.folder / "1-prompts") is None:
+            inputs = self.inputs()
+            check_held_out(inputs.texts().load(), inputs.held_out_texts().load())
 
     def _check_validation(self, kept: list[Prompt]) -> None:
         """What chooses among models or prefixes by validation prompts needs some."""

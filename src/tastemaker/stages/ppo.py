@@ -29,7 +29,7 @@ from tastemaker import parallel, processes
 from tastemaker.checkpoint import load_policy, load_reward_model, new_reward_model, save_policy
 from tastemaker.clipping import correlation, explained_variance, ratio_sums, standard_error, value_sums
 from tastemaker.console import say
-from tastemaker.corpus import encode_pieces, next_token_places, permutation, shuffled_forever, text_loss
+from tastemaker.corpus import check_held_out, encode_pieces, next_token_places, permutation, shuffled_forever, text_loss
 from tastemaker.errors import ConfigError, DataError, ModelError, TrainingError
 from tastemaker.generation import FinishReason, Generator, Rollout
 from tastemaker.lora import adapters_off, add_adapters
@@ -195,9 +195,8 @@ class PpoRun:
     ) -> None:
         if config.ptx_coef and not pretraining:
             raise DataError(f"ptx_coef is {config.ptx_coef}, but no pretraining text was given.")
-        both = len({one.text for one in pretraining} & {one.text for one in heldout_text}) if config.ptx_coef else 0
-        if both:
-            raise DataError(f"{both} of {len(heldout_text)} held-out documents are trained on too; leave them out.")
+        if config.ptx_coef:
+            check_held_out(pretraining, heldout_text)
         if processes.several():
             check_for_several(config)
         self.config, self.scorer, self.seed, self.kl_coef = config, scorer, seed, config.kl_coef

@@ -1,0 +1,39 @@
+"""Text that is trained on is no held-out text: a run says so before it begins."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from tastemaker.config import load_recipe
+from tastemaker.errors import DataError
+from tastemaker.recipe import Recipe
+from tastemaker.round import Round
+from tastemaker.settings import PpoConfig
+
+RECIPE = Path(__file__).parents[1] / "recipes" / "smoke.toml"
+
+
+def test_held_out_text_that_is_trained_on_is_refused_before_the_first_stage(tmp_path: Path) -> None:
+    """A hundred documents are trained on, and the first ten of them were to be held out."""
+    recipe = load_recipe(RECIPE, Recipe)
+    assert recipe.text is not None
+    text = replace(recipe.text, held_out=recipe.text.source, held_out_documents=10)
+    with Round(replace(recipe, text=text), tmp_path) as one:
+        with pytest.raises(DataError, match=r"10 of 10 held-out documents are trained on too.* One begins: "):
+            one.prompts()
+        assert not (one.folder / "1-prompts").exists()
+
+
+def test_text_that_nothing_is_trained_on_may_be_any(tmp_path: Path) -> None:
+    recipe = load_recipe(RECIPE, Recipe)
+    assert recipe.text is not None
+    text = replace(recipe.text, held_out=recipe.text.source)
+    sft = {name: replace(one, pretraining_mix=0.0) for name, one in recipe.sft.items()}
+    policy = {
+        name: replace(one, ptx_coef=0.0) if isinstance(one, PpoConfig) else one for name, one in recipe.policy.items()
+    }
+    with Round(replace(recipe, text=text, sft=sft, policy=policy), tmp_path) as one:
+        one._check_text()
