@@ -278,7 +278,8 @@ def test_a_template_that_takes_no_second_turn_is_refused_before_the_first(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     model = save_model(tmp_path / "m")
-    template = "{% if messages|length > 1 %}{{ raise_exception('one turn only') }}{% endif %}{{ messages[0].content }}"
+    refusal = "{% if messages|length > 2 %}{{ raise_exception('one turn only') }}{% endif %}"
+    template = refusal + "{% for message in messages %}{{ message.content }} {% endfor %}"
     (model / "chat_template.jinja").write_text(template)
     monkeypatch.setattr("builtins.input", lambda *_: pytest.fail("nobody was to be asked"))
     assert main(["sample", "--chat", "--policies", "mine", str(model)]) == 2
