@@ -302,17 +302,41 @@ def test_a_kernel_for_different_lengths_is_told_the_same_attention(
         torch.testing.assert_close(ours, theirs, rtol=0, atol=1e-12)
 
 
+def without_groups(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    *bounds: Any,
+    scale: float | None,
+    window_size: tuple[int, int],
+) -> Tensor:
+    """PyTorch 2.11's kernel: it has no word for groups of heads, and is given none."""
+    assert query.shape[1] == key.shape[1] == value.shape[1]
+    return reference_kernel(query, key, value, *bounds, scale=scale, window_size=window_size, enable_gqa=False)
+
+
+@pytest.mark.parametrize("heads", [HEADS, GROUPS])
+def test_a_kernel_without_grouped_heads_is_given_repeated_ones(heads: int) -> None:
+    packed = BATCHES["ragged"]
+    query, key, value, _ = tensors_of(len(packed.id_N), SIZE, token_major=True)
+    grouped, repeated = (
+        attention._attend_by_varlen(query[:heads], key, value, packed, 3, None, kernel)
+        for kernel in (reference_kernel, attention.repeating(without_groups))
+    )
+    torch.testing.assert_close(repeated, grouped, rtol=0, atol=0)
+
+
 @pytest.mark.parametrize("window", [None, 3])
 def test_pytorchs_kernel_takes_what_it_is_given(window: int | None) -> None:
     """Shapes, types and options only: the tensors are fake, so nothing is computed."""
     packed = BATCHES["ragged"]
     varlen = pytest.importorskip("torch.nn.attention.varlen")
-    if "enable_gqa" not in inspect.signature(varlen.varlen_attn).parameters:
-        pytest.skip("this version's kernel has no groups of heads, so it is not taken")
+    groups_heads = "enable_gqa" in inspect.signature(varlen.varlen_attn).parameters
+    kernel = varlen.varlen_attn if groups_heads else attention.repeating(varlen.varlen_attn)
     with FakeTensorMode(allow_non_fake_inputs=True), torch.autocast("cpu", dtype=torch.bfloat16):
         inputs = [torch.empty(14, heads, 8, requires_grad=True) for heads in (HEADS, GROUPS, GROUPS)]
         query, key, value = (each.transpose(0, 1) for each in inputs)
-        attended = attention._attend_by_varlen(query, key, value, packed, window, 0.3, varlen.varlen_attn)
+        attended = attention._attend_by_varlen(query, key, value, packed, window, 0.3, kernel)
         attended.float().sum().backward()  # type: ignore[no-untyped-call]
     assert (attended.shape, attended.dtype) == ((14, HEADS, 8), torch.bfloat16)
     assert [each.grad is not None and each.grad.shape == each.shape for each in inputs] == [True] * 3

@@ -114,7 +114,23 @@ def varlen_kernel(device: torch.device) -> VarlenKernel | None:
     except ImportError:
         return None
     known = inspect.signature(varlen_attn).parameters
-    return varlen_attn if {"scale", "window_size", "enable_gqa"} <= known.keys() else None
+    if not {"scale", "window_size"} <= known.keys():
+        return None
+    return varlen_attn if "enable_gqa" in known else repeating(varlen_attn)
+
+
+def repeating(kernel: VarlenKernel) -> VarlenKernel:
+    """PyTorch 2.11's kernel, which has no word for grouped heads: keys and values are repeated for it."""
+
+    def attend(
+        query_NHD: Tensor, key_NGD: Tensor, value_NGD: Tensor, *bounds: Any, enable_gqa: bool, **options: Any
+    ) -> Any:
+        if enable_gqa:
+            times = query_NHD.shape[1] // key_NGD.shape[1]
+            key_NGD, value_NGD = (x_NGD.repeat_interleave(times, dim=1) for x_NGD in (key_NGD, value_NGD))
+        return kernel(query_NHD, key_NGD, value_NGD, *bounds, **options)
+
+    return attend
 
 
 def _attend_by_varlen(

@@ -168,6 +168,13 @@ def test_rounding_never_draws_an_impossible_token(uniform: float) -> None:
     assert logprob_B.isfinite().all()
 
 
+def test_the_likeliest_token_stands_in_for_one_of_weight_zero() -> None:
+    """On a GPU, where the sums of a single row may rise by rounding at a token of weight zero."""
+    weight_BV = torch.tensor([[0.0, 0.25, 1.0, 0.0], [0.5, 0.0, 0.25, 1.0], [torch.nan] * 4, [0.5, 1.0, 0.0, 0.25]])
+    token_B1 = torch.tensor([[3], [1], [1], [0]])
+    assert sampling.or_likeliest(token_B1, weight_BV)[:, 0].tolist() == [2, 3, 1, 0]
+
+
 def test_rounding_never_draws_an_impossible_token_behind_unlikely_ones() -> None:
     # as above, where the block's weights add up to e^-0.05 and the likeliest token, of weight 1, is in the one before
     logit_BV = torch.full((2000, 64 * 3), -math.inf)

@@ -204,6 +204,8 @@ class StaticSteps:
         try:
             self._recorded[kind], self._memory = self._graphs.record(self._steps[kind], self._memory)
         except RuntimeError as error:
+            # Graphs of a batch share a stream and its memory, which PyTorch may free with the one that failed.
+            self._recorded.clear()
             self._graphs.give_up(_reason(error))
 
 

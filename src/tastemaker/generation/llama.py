@@ -5,7 +5,8 @@ own Python comes on top of that; here that is left out. Weights are used where t
 with weights in a type of its own, from a copy: there the matrices that have the same input are one, and laid out as
 oneDNN's kernels read them, where otherwise every product of a few rows would begin by arranging its weights anew.
 
-Rounding is as in training under autocast: only what enters a matrix product is rounded, the residual stream is fp32.
+Rounding is as in training under autocast: what enters a matrix product is rounded, the residual stream is fp32. A
+copy's embeddings are rounded too, where training looks them up in fp32: that takes half the memory.
 
 Dimensions: B rows, T new tokens, D width, E heads, H query heads, G key/value heads, K head size, F numbers inside.
 """

@@ -126,8 +126,9 @@ def invert_cdf(logit_BV: Tensor, uniform_B: Tensor) -> tuple[Tensor, Tensor]:
     """Draw from softmax(logit) by the numbers in `uniform_B`. Overwrites `logit_BV` (fp32).
 
     No token of probability zero is ever drawn: both searches look for the first cumulative sum that is *greater* than
-    a target below the last sum, so the sum rises there. Rows that are not finite yield a NaN log-probability and some
-    valid token.
+    a target below the last sum, so the sum rises there. A GPU adds up a single row piece by piece, and its sums may
+    rise by rounding where nothing was added: for what would be drawn there, the likeliest token is. Rows that are not
+    finite yield a NaN log-probability and some valid token.
     """
     rows, vocabulary = logit_BV.shape
     weight_BV = logit_BV.sub_(logit_BV.amax(dim=1, keepdim=True)).exp_()
@@ -147,7 +148,14 @@ def invert_cdf(logit_BV: Tensor, uniform_B: Tensor) -> tuple[Tensor, Tensor]:
     inner_target_B1 = torch.minimum(target_B1 - before_B1, torch.nextafter(end_B1, torch.zeros_like(end_B1)))
     inside_B1 = torch.searchsorted(inner_BC, inner_target_B1, right=True)
     token_B1 = (block_B1 * BLOCK).add_(inside_B1).clamp_(max=vocabulary - 1)
+    if logit_BV.is_cuda:
+        token_B1 = or_likeliest(token_B1, weight_BV)
     return token_B1[:, 0], (weight_BV.gather(1, token_B1) / total_B1).log_()[:, 0]
+
+
+def or_likeliest(token_B1: Tensor, weight_BV: Tensor) -> Tensor:
+    """The tokens, and the likeliest of a row in place of one of weight zero; NaN is left alone."""
+    return torch.where(weight_BV.gather(1, token_B1) == 0, weight_BV.argmax(dim=1, keepdim=True), token_B1)
 
 
 def keep_top_k(logit_BV: Tensor, k: int) -> Tensor:

@@ -1,7 +1,8 @@
 """The loop around a stage's steps: resume where a kill left off, write metrics, checkpoint, show progress.
 
 A step is a pure function of what is in the states and of its own number (data order and noise are drawn from seed and
-number), so a run that was killed anywhere and continued ends with the same bytes as one that never stopped.
+number), so a run that was killed anywhere and continued ends with the same bytes as one that never stopped: on a
+processor. On a GPU backward passes add up in no fixed order, and it ends with the same but for rounding.
 """
 
 from __future__ import annotations
