@@ -25,7 +25,7 @@ from transformers import AutoModelForSequenceClassification
 from tastemaker.checkpoint import load_policy, load_reward_model, new_reward_model, save_reward_model
 from tastemaker.config import from_mapping
 from tastemaker.generation import FinishReason, Rollout
-from tastemaker.losses import policy_loss
+from tastemaker.losses import policy_loss, ranking_loss
 from tastemaker.model import RewardModel
 from tastemaker.packing import pack
 from tastemaker.records import Message, Prompt, Ranking, Response
@@ -182,6 +182,24 @@ def test_59_a_response_is_read_once_in_the_one_epoch(
     monkeypatch.setattr(RewardModel, "scores", watched)
     train(tmp_path / "rm", base, rows)
     assert sum(read) == 7 * 5, "by default one epoch, in which every response is read once and not in four pairs"
+
+
+def test_59_rows_of_raters_who_disagree_are_one_element(base: str) -> None:
+    """Written chosen first, a vote of two to one is learned as such and weighs as one prompt: with a head of zeros its
+    gradient is -1/2 (h5 - h6) (2 - 1) / 3, and at the optimum h5 scores log 2 more than h6."""
+    model = new_reward_model(base, seed=0)
+    torch.nn.init.zeros_(model.library.score.weight)
+    votes = [("w5", "w6"), ("w5", "w6"), ("w6", "w5")]
+    rows = [ranking("w3", both, ((0,), (1,)), rater=str(number)) for number, both in enumerate(votes)]
+    elements = as_elements([*rows, TWO], model)
+    assert [element.ranks for element in elements] == [((0, 1), (0, 1), (1, 0)), ((1, 0),)]
+    element_loss(model, "pairs", elements[:1], 1.0).value.backward()  # type: ignore[no-untyped-call]
+    hidden = [last_hidden(model, ids) for ids in elements[0].sequences]
+    found = model.library.score.weight.grad[0].tolist()
+    assert found == pytest.approx((-0.5 * (hidden[0] - hidden[1]) / 3).tolist(), abs=1e-6)
+    gap = torch.tensor(math.log(2), requires_grad=True)
+    ranking_loss(torch.stack([gap, torch.zeros(())]), torch.tensor(elements[0].ranks)).backward()  # type: ignore[no-untyped-call]
+    assert float(gap.grad) == pytest.approx(0, abs=1e-6)  # type: ignore[arg-type]
 
 
 @torch.no_grad()

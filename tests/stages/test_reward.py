@@ -133,6 +133,26 @@ def test_several_raters_of_the_same_responses_are_one_element(base: str) -> None
     assert [element.ranks for element in as_elements(with_row_ids(rows), model)] == expected
 
 
+def test_responses_may_stand_in_another_order_in_every_row(base: str) -> None:
+    """Of equal responses the first is the first; another end, and another number of the same, are other responses."""
+    model = new_reward_model(base, seed=0)
+    cut = replace(
+        ranking("w3", ["w6", "w5"], ((0,), (1,))), responses=(Response(text="w6", finished=False), Response(text="w5"))
+    )
+    rows = [
+        ranking("w3", ["w7", "w5", "w6", "w5"], ((0,), (1, 2), (3,)), rater="a"),
+        ranking("w3", ["w5", "w6", "w5", "w7"], ((0,), (2,), (1, 3)), rater="b"),
+        ranking("w3", ["w5", "w6"], ((0,), (1,)), rater="a"),
+        cut,
+        ranking("w3", ["w5", "w6", "w6"], ((0,), (1, 2)), rater="a"),
+    ]
+    elements = as_elements(rows, model)
+    assert [element.ranks for element in elements] == [((0, 1, 1, 2), (2, 0, 2, 1)), ((0, 1),), ((0, 1),), ((0, 1, 1),)]
+    alone = [as_elements([row], model)[0] for row in rows]
+    assert elements[0].sequences == alone[0].sequences
+    assert elements[2] == alone[3]
+
+
 @pytest.mark.parametrize(("normalize", "divisor"), [("pairs", 3), ("all", 3 * 3)])
 def test_a_wholly_tied_ranking_counts_among_all_pairs(base: str, normalize: Any, divisor: int) -> None:
     """Three responses, three raters: the first ties none of the three pairs, the others all of them."""
@@ -255,11 +275,11 @@ def test_the_curve_of_held_out_rankings() -> None:
     """Gap 1, seen by two raters in both ways: one prompt. Lengths 1, 2, 4, where the first and last are tied: another.
 
     Its two untied pairs have gaps of 2 - 1 = 1 and 2 - 4 = -2. The loss is the mean over prompts of means over pairs,
-    or of sums over pairs divided by all three. What two raters ranked is scored once.
+    or of sums over pairs divided by all three. What two raters ranked is scored once, in whatever order it stands.
     """
     rows = [
         ranking("w1", ["w1 w2", "w1"], ((0,), (1,)), rater="one"),
-        ranking("w1", ["w1 w2", "w1"], ((1,), (0,)), rater="other"),
+        ranking("w1", ["w1", "w1 w2"], ((0,), (1,)), rater="other"),
         ranking("w2", ["w3", "w3 w4", "w3 w4 w5 w6"], ((1,), (0, 2))),
     ]
     scorer = ByLength()

@@ -2,8 +2,9 @@
 
 All pairs of one prompt's responses form one batch element, so each response goes through the model once per epoch; the
 paper found that shuffling the pairs as independent examples overfits in a single pass. Several raters' rankings of the
-same responses are one element too. Ties are dropped. One epoch, cosine to 10 %, 64 prompts a batch. What is one prompt
-is told by its messages here: an `id` may be the row's, and the rows of several raters then have several.
+same responses, in whatever order these stand, are one element too. Ties are dropped. One epoch, cosine to 10 %, 64
+prompts a batch. What is one prompt is told by its messages here: an `id` may be the row's, and the rows of several
+raters then have several.
 
 After training the offset is set so that the demonstrations score 0 on average (section 3.5; no scaling of variance).
 The score is read at the last token: the end token, or the last token of a response that was cut off.
@@ -15,8 +16,9 @@ from __future__ import annotations
 
 import json
 import random
+from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal
@@ -123,15 +125,34 @@ def as_elements(rankings: Sequence[Ranking], model: RewardModel | Reader) -> lis
 
 
 def grouped(rankings: Sequence[Ranking]) -> list[list[Ranking]]:
-    """Rankings of the same responses to the same prompt, together.
+    """Rankings of the same responses to the same prompt, together and in one order.
 
     A wholly tied ranking stays beside others, since `normalize = "all"` counts its pairs; alone it teaches nothing and
     is left out.
     """
     groups: dict[Shown, list[Ranking]] = {}
-    for ranking in rankings:
+    for ranking in in_one_order(rankings):
         groups.setdefault(_shown(ranking), []).append(ranking)
     return [group for group in groups.values() if any(len(ranking.order) > 1 for ranking in group)]
+
+
+def in_one_order(rankings: Sequence[Ranking]) -> list[Ranking]:
+    """Rankings of the same responses to the same prompt name these in the order in which the first of them does.
+
+    The rows of raters who disagree about a pair name it chosen first, and so in both orders.
+    """
+    first: dict[tuple[Messages, frozenset[tuple[Response, int]]], tuple[Response, ...]] = {}
+    ordered = []
+    for ranking in rankings:
+        same = ranking.prompt.messages, frozenset(Counter(ranking.responses).items())
+        responses = first.setdefault(same, ranking.responses)
+        places = defaultdict[Response, list[int]](list)  # of equal responses in the order in which they come
+        for place, response in enumerate(responses):
+            places[response].append(place)
+        moved = [places[response].pop(0) for response in ranking.responses]
+        order = tuple(tuple(moved[index] for index in group) for group in ranking.order)
+        ordered.append(replace(ranking, responses=responses, order=order))
+    return ordered
 
 
 def _shown(ranking: Ranking) -> Shown:
@@ -272,8 +293,8 @@ class HeldOut:
     """Rankings that are only measured on, encoded when this is made, so that none is refused after training."""
 
     def __init__(self, rankings: Sequence[Ranking], scorer: ModelScorer) -> None:
-        self.rankings = rankings
-        self._distinct = {_shown(ranking): ranking for ranking in rankings}  # several raters may have ranked them
+        self.rankings = in_one_order(rankings)
+        self._distinct = {_shown(ranking): ranking for ranking in self.rankings}  # several raters may have ranked them
         shown = self._distinct.values()
         prompts: list[Prompt] = [ranking.prompt for ranking in shown for _ in ranking.responses]
         self._score = scorer.read(prompts, [response for ranking in shown for response in ranking.responses])
