@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -41,6 +42,8 @@ if TYPE_CHECKING:
 
 SAMPLES_PER_CATEGORY = 3
 SAMPLED = "sampled.jsonl"
+HELD_OUT = "held-out"  # as results call those who judge and trained nothing
+REWARD_MODELS = "reward models"  # their group in the label store, where people and programs share none
 
 Scores = Mapping[tuple[str, str], list[float]]
 
@@ -154,24 +157,13 @@ class _Evaluation:
         check_rewards(self.config, {name: results.load() for name, results in self._reward.items()})
         kept = Kept(folder / SAMPLED)
         responses = self._responses(kept)
-        judged: list[Judged] = []
-        for panel in self._panels(responses):
-            judged += judge(
-                self.round.service,
-                self.prompts,
-                responses,
-                self.config,
-                panel,
-                study=self._study(panel.group),
-                guideline=self._guideline,
-            )
         tables = Tables(
             config=self.config,
             prompts=self.prompts,
             responses=responses,
-            judged=judged,
+            judged=self._judged(responses),
             ratings=self._ratings(responses),
-            held_out_group="held-out",
+            held_out_group=HELD_OUT,
             text_losses=self._text_losses(kept),
             proxy=self._scores(responses, self._sampling.scorer),
             gold=self._scores(responses, self._gold()),
@@ -188,7 +180,7 @@ class _Evaluation:
         contests = {name: self._sampling.contest(name, kept) for name in self.config.contestants}
         write_json(folder / "results.json", {**found, "claims": claims})
         write_json(folder / "few-shot.json", {name: contest for name, contest in contests.items() if contest})
-        write_lines(folder / "comparisons.jsonl", map(_judged_row, judged))
+        write_lines(folder / "comparisons.jsonl", map(_judged_row, tables.judged))
         write_lines(folder / "responses.jsonl", self._response_rows(responses))
         write_lines(folder / "samples.jsonl", self._samples(responses, tables))
 
@@ -253,6 +245,21 @@ class _Evaluation:
             found |= {name: mean_ci(scores[name, decoding], keys).to_json() for name in names}
         return found
 
+    def _judged(self, responses: Responses) -> list[Judged]:
+        """All comparisons. A reward model's are called held-out, as those of raters who trained nothing."""
+        judged: list[Judged] = []
+        for panel in self._panels(responses):
+            judged += judge(
+                self.round.service,
+                self.prompts,
+                responses,
+                self.config,
+                panel,
+                study=self._study(panel.group),
+                guideline=self._guideline,
+            )
+        return judged if self._judge is None else [replace(row, judge=HELD_OUT) for row in judged]
+
     def _panels(self, responses: Responses) -> list[Panel]:
         if self._judge is not None:
             return [self._reward_panel(self._judge.load(), responses)]
@@ -270,10 +277,10 @@ class _Evaluation:
             return {"score": score_of[prompt.key, response]}
 
         profile = RaterProfile(
-            name=f"reward-model-{self.config.judge_reward}", group="held-out", weights={"score": 1.0}, noise=0.0
+            name=f"reward model {self.config.judge_reward}", group=REWARD_MODELS, weights={"score": 1.0}, noise=0.0
         )
         rater = SimulatedRater(profile, self.round.recipe.seed, features)
-        return Panel(group="held-out", address="", simulated=(rater,))
+        return Panel(group=REWARD_MODELS, address="", simulated=(rater,))
 
     def _ratings(self, responses: Responses) -> list[Rating]:
         if not self.config.rated or self.config.judge_reward is not None:
@@ -281,7 +288,7 @@ class _Evaluation:
         decoding = sampled_decoding(self.config)
         shape = self._sampling.shape(self.config.rated, [decoding]) | self._asked()
         study = self.round.study("evaluation/ratings", shape | {"rated": list(self.config.rated)})
-        panel = self._raters.panel("held-out", noise=self._raters_noise())
+        panel = self._raters.panel(HELD_OUT, noise=self._raters_noise())
         return rate(
             self.round.service,
             self.prompts,
