@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -10,9 +11,10 @@ import torch
 from tests.models import make_library, make_policy
 from tests.test_tokenizer import train_bpe
 
+from tastemaker.files import read_rankings, write_records
 from tastemaker.generation import FinishReason, Rollout
 from tastemaker.model import LanguageModel
-from tastemaker.records import About, Prompt
+from tastemaker.records import About, Prompt, Ranking, Response
 from tastemaker.responses import (
     DecodingConfig,
     as_response,
@@ -135,6 +137,26 @@ def test_a_stream_is_the_first_response_in_pieces(stop_texts: tuple[str, ...]) -
         assert "".join(piece.text for piece in pieces) == response.text
         assert [piece.finished for piece in pieces] == [None] * (len(pieces) - 1) + [response.finished]
         assert len(pieces) > 3 or response.text.count(" ") < 3
+
+
+def test_a_sampled_nul_is_no_text_that_our_own_files_refuse(tmp_path: Path) -> None:
+    """A model of bytes may draw it: here it always does. What is streamed is the same."""
+    tokenizer = wrap_tokenizer(train_bpe())
+    policy = LanguageModel(make_library("llama", vocabulary=tokenizer.vocabulary), tokenizer)
+    (nul,) = tokenizer.response_ids("\x00", finished=False)
+    with torch.no_grad():
+        policy.library.get_output_embeddings().weight.zero_()
+        hidden = torch.nn.Linear(48, tokenizer.vocabulary)
+        hidden.weight.zero_()
+        hidden.bias.copy_(torch.nn.functional.one_hot(torch.tensor(nul), tokenizer.vocabulary) * 99.0)
+        policy.library.set_output_embeddings(hidden)
+    prompt, decoding = Prompt(messages=as_messages("the cat")), DecodingConfig(max_new_tokens=3)
+    [[response]] = sample_responses(policy, [prompt], n=1, decoding=decoding, seed=0, purpose="test")
+    assert response == Response(text="\ufffd" * 3, finished=False)
+    pieces = stream_response(policy, prompt, decoding=decoding, seed=0, purpose="test")
+    assert "".join(piece.text for piece in pieces) == response.text
+    write_records(tmp_path / "a.jsonl", [Ranking(prompt=prompt, responses=(response, response), order=((0, 1),))])
+    assert read_rankings(tmp_path / "a.jsonl")[0].responses == (response, response)
 
 
 def test_what_a_policy_is_decoded_in() -> None:

@@ -159,16 +159,16 @@ def test_a_prompt_decodes_to_what_was_rendered(texts: list[str]) -> None:
     rendered = tokenizer.library.apply_chat_template(
         [m.to_json() for m in messages], tokenize=False, add_generation_prompt=True
     )
-    assert tokenizer.decode(tokenizer.prompt_ids(messages)) == rendered
+    assert tokenizer.decode(tokenizer.prompt_ids(messages)) == rendered.replace("\x00", "\ufffd")
 
 
 @settings(max_examples=60)
 @given(text=st.text(max_size=30))
 def test_bytes_round_trip(text: str) -> None:
-    tokenizer = BPE
+    tokenizer, read = BPE, text.replace("\x00", "\ufffd")
     ids = tokenizer.response_ids(text, finished=True)
-    assert tokenizer.response_text(ids) == text
-    assert tokenizer.response_text(tokenizer.response_ids(text, finished=False)) == text
+    assert tokenizer.response_text(ids) == read
+    assert tokenizer.response_text(tokenizer.response_ids(text, finished=False)) == read
     assert tokenizer.text_ids(text) == ids
 
 

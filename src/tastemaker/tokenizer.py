@@ -106,9 +106,12 @@ class Tokenizer:
         return [*self._with_one_bos(self._encode(text, control=False)), int(self.library.eos_token_id)]
 
     def decode(self, ids: Sequence[int]) -> str:
-        """The exact text of `ids`; control tokens are shown, spaces are not cleaned up."""
+        """The exact text of `ids`; control tokens are shown, spaces are not cleaned up.
+
+        A NUL character, which no file of ours may hold, becomes U+FFFD, as bytes that are no character do.
+        """
         text = self.library.decode(list(ids), skip_special_tokens=False, clean_up_tokenization_spaces=False)
-        return str(text)
+        return str(text).replace("\x00", "\ufffd")
 
     def response_text(self, ids: Sequence[int]) -> str:
         """The text of sampled response ids, without the stop token that may close them."""
