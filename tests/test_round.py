@@ -557,11 +557,12 @@ def test_ready_training_records_with_personal_data_are_left_out(
 
 def test_what_chooses_by_validation_prompts_needs_some(random_base: Path, data: Path, tmp_path: Path) -> None:
     write_records(tmp_path / "prompts.jsonl", study.prompts(0, train=8, validation=0, test=6))
-    recipe = with_changes(settings(random_base, data), {"prompts.source": str(tmp_path / "prompts.jsonl")})
-    with pytest.raises(DataError, match=r"no validation prompts, and selection: first, evaluation.contestants.shown"):
+    needy = with_changes(settings(random_base, data), {"prompts.source": str(tmp_path / "prompts.jsonl")})
+    recipe = with_changes(needy, {"selection": {}, "evaluation.contestants.shown": {"model": "base"}})
+    for given in (tmp_path / "new", tmp_path / "out"):  # the intake of the second is done by then
+        with pytest.raises(DataError, match=r"no validation prompts, and selection: first, evaluation.contestants.sho"):
+            run(needy, given, "prompts")
         run(recipe, tmp_path / "out", "prompts")
-    recipe = with_changes(recipe, {"selection": {}, "evaluation.contestants.shown": {"model": "base"}})
-    run(recipe, tmp_path / "out", "prompts")
 
 
 def test_demonstrations_of_validation_prompts_are_not_trained_on(

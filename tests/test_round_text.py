@@ -27,6 +27,19 @@ def test_held_out_text_that_is_trained_on_is_refused_before_the_first_stage(tmp_
         assert not (one.folder / "1-prompts").exists()
 
 
+def test_held_out_text_that_is_trained_on_since_the_intake_is_refused_as_well(tmp_path: Path) -> None:
+    recipe = load_recipe(RECIPE, Recipe)
+    assert recipe.text is not None
+    with Round(recipe, tmp_path) as one:
+        one.prompts()
+    text = replace(recipe.text, held_out=recipe.text.source, held_out_documents=10)
+    with (
+        Round(replace(recipe, text=text), tmp_path) as one,
+        pytest.raises(DataError, match=r"10 of 10 held-out documents are trained on too"),
+    ):
+        one.prompts()
+
+
 def test_text_that_nothing_is_trained_on_may_be_any(tmp_path: Path) -> None:
     recipe = load_recipe(RECIPE, Recipe)
     assert recipe.text is not None

@@ -88,7 +88,6 @@ class Round:
             if reader is not None:
                 raw = leaving_room(raw, reader.load(), new_tokens=new_tokens)
             kept, report = prompts.take_in(raw, config)
-            self._check_validation(kept)
             for split in ("train", "validation", "test"):
                 write_records(folder / f"{split}.jsonl", [prompt for prompt in kept if prompt.about.split == split])
             write_json(folder / "report.json", to_json(report))
@@ -101,22 +100,26 @@ class Round:
             say(report.summary())
 
         self.run("1-prompts", config, inputs, work)
+        self._check_validation()
 
     def _check_text(self) -> None:
-        """Text that is trained on is no held-out text; said before anything is done, and not when PPO begins."""
+        """Text that is trained on is no held-out text; said before anything is done, and not when PPO begins.
+
+        In every run, since the recipe's text may have been changed after the intake, which does not read it.
+        """
         recipe = self.recipe
         trained_on = any(one.pretraining_mix for one in recipe.sft.values())
         trained_on |= any(isinstance(one, PpoConfig) and one.ptx_coef > 0 for one in recipe.policy.values())
-        if recipe.text is not None and trained_on and read_manifest(self.folder / "1-prompts") is None:
+        if recipe.text is not None and trained_on:
             inputs = self.inputs()
             check_held_out(inputs.texts().load(), inputs.held_out_texts().load())
 
-    def _check_validation(self, kept: list[Prompt]) -> None:
-        """What chooses among models or prefixes by validation prompts needs some."""
+    def _check_validation(self) -> None:
+        """What chooses among models or prefixes by validation prompts needs some, and may have been added since."""
         contestants = {} if self.recipe.evaluation is None else self.recipe.evaluation.contestants
         needy = [f"selection: {name}" for name in self.recipe.selection]
         needy += [f"evaluation.contestants.{name}: few_shot" for name, one in contestants.items() if one.few_shot]
-        if needy and not any(prompt.about.split == "validation" for prompt in kept):
+        if needy and not self.inputs().prompts("validation").load():
             raise DataError(
                 f"there are no validation prompts, and {', '.join(needy)} chooses by them; raise "
                 "prompts.validation_share, or give prompts with split 'validation'."
