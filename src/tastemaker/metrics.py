@@ -61,7 +61,7 @@ METRICS: Mapping[str, Metric] = {
     "length_correlation": Metric("1", "correlation of the responses' scores with their lengths in tokens"),
     "truncated_rate": Metric("share", "responses cut off at the length limit"),
     "policy_loss": Metric("1", "PPO's clipped surrogate, mean over response tokens"),
-    "value_loss": Metric("1", "half the clipped squared error of the value function"),
+    "value_loss": Metric("1", "half the clipped squared error of the value function, mean over response tokens"),
     "explained_variance": Metric("share", "1 - Var(return - value) / Var(return) before the update"),
     "clip_fraction": Metric("share", "tokens where the clip took hold: the policy's clipped loss is the larger"),
     "value_clip_fraction": Metric("share", "tokens where the clip took hold: the value's clipped error is the larger"),

@@ -11,6 +11,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from tests.pitfalls.watching import Step, apart, gradient_of, values_of, watch
@@ -222,17 +223,19 @@ def test_37_metrics_are_scaled_twice_or_diluted(
     run, experience = ppo_run(base, reward_model, budget, **settings)
     steps, metrics = update(run, experience, monkeypatch)
     mask_BT = experience.mask_BT
-    # By weights that stand still every ratio is 1. A mean over an inner epoch's minibatches weighs each alike.
+    # By weights that stand still every ratio is 1. A mean over minibatches weighs each by its tokens.
     minibatches = [[row for group in step.microbatches for row in group] for step in steps[1::2]]
     error_BT = experience.value_BT - experience.return_BT
     means = [-float(experience.advantage_BT[rows][mask_BT[rows]].mean()) for rows in minibatches]
     squares = [0.5 * float(error_BT[rows][mask_BT[rows]].square().mean()) for rows in minibatches]
     assert min(squares) > 0.01
-    assert len(minibatches) == 6
+    counts = [float(mask_BT[rows].sum()) for rows in minibatches]
+    assert len(counts) == 6
+    assert len(set(counts)) > 1
     assert metrics["ratio_mean"] == pytest.approx(1, abs=1e-6)
     assert metrics["ratio_max"] == pytest.approx(1, abs=1e-5)
-    assert metrics["policy_loss"] == pytest.approx(sum(means) / 6, abs=EXACT)
-    assert metrics["value_loss"] == pytest.approx(sum(squares) / 6, rel=EXACT)
+    assert metrics["policy_loss"] == pytest.approx(np.average(means, weights=counts), abs=EXACT)
+    assert metrics["value_loss"] == pytest.approx(np.average(squares, weights=counts), rel=EXACT)
     texts = [texts_of(step) for step in steps[::2]]
     losses = [text_gradient(base, rows)[0] for rows in texts]
     assert metrics["ptx_loss"] == pytest.approx(sum(losses) / 6, abs=EXACT), "per token, and without gamma"

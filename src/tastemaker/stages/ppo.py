@@ -536,9 +536,14 @@ class PpoRun:
     def _summary(
         self, policy: Sequence[StepReport], value: Sequence[StepReport], ptx: Sequence[float]
     ) -> dict[str, float]:
-        tokens = max(1.0, sum(report.sums["tokens"] for report in policy))
+        token_counts = [report.sums["tokens"] for report in policy]
+        tokens = max(1.0, sum(token_counts))
+
+        def mean(losses: Sequence[float]) -> float:  # each is one already, over its minibatch's tokens
+            return sum(loss * count for loss, count in zip(losses, token_counts, strict=True)) / tokens
+
         metrics = {
-            "policy_loss": sum(report.sums["policy_loss"] for report in policy) / len(policy),
+            "policy_loss": mean([report.sums["policy_loss"] for report in policy]),
             "grad_norm": sum(report.grad_norm for report in policy) / len(policy),
             "learning_rate": policy[-1].learning_rate,
             "clip_fraction": sum(report.sums["clipped"] for report in policy) / tokens,
@@ -551,11 +556,11 @@ class PpoRun:
         if self.texts:
             metrics["ptx_loss"] = sum(ptx) / len(ptx)
         if value:
-            metrics["value_loss"] = sum(report.loss for report in value) / len(value)
+            metrics["value_loss"] = mean([report.loss for report in value])
             metrics["value_grad_norm"] = sum(report.grad_norm for report in value) / len(value)
             metrics["value_learning_rate"] = value[-1].learning_rate
         else:
-            metrics["value_loss"] = sum(report.sums["value_loss"] for report in policy) / len(policy)
+            metrics["value_loss"] = mean([report.sums["value_loss"] for report in policy])
         return metrics
 
 
