@@ -194,6 +194,8 @@ def test_the_defaults_are_the_papers() -> None:
         ({"clip": 0.0}, "clip is 0.0"),
         ({"kl_coef": -0.1}, "kl_coef is -0.1"),
         ({"kl_coef": float("nan")}, "kl_coef is nan"),
+        ({"adaptive_kl": {"horizon": 102.4}}, "give a horizon above batch_size / 5 = 102.4"),
+        ({"kl_coef": 0.0, "adaptive_kl": {}}, "kl_coef is 0, which adaptive_kl multiplies"),
         ({"lam": 1.5}, "lam is 1.5"),
         ({"truncated": "drop"}, "one of 'penalty', 'score', 'mask'"),
         ({"decoding": {"temperature": 0.0}}, "temperature is 0.0"),
@@ -204,7 +206,7 @@ def test_the_defaults_are_the_papers() -> None:
 )
 def test_ppo_refuses_what_cannot_work(change: dict[str, Any], says: str) -> None:
     good = {"kind": "ppo", "init": "i", "reward": "r"}
-    assert from_mapping(PpoConfig, good, where="x").kind == "ppo"
+    assert from_mapping(PpoConfig, good | {"adaptive_kl": {"horizon": 103}}, where="x").kind == "ppo"
     with pytest.raises(ConfigError) as raised:
         from_mapping(PpoConfig, good | change, where="policy.x")
     assert says in str(raised.value)

@@ -184,7 +184,7 @@ class AdaptiveKl:
     target: float = 6.0
     """Nats a response."""
     horizon: float = 10_000.0
-    """Episodes over which the controller acts."""
+    """Episodes over which the controller acts; above a fifth of batch_size."""
 
     def __post_init__(self) -> None:
         check_range(self, "target", "horizon", above=0)
@@ -218,7 +218,7 @@ class PpoConfig:
     kl_coef: float = 0.02
     """Beta of Eq. 2."""
     adaptive_kl: AdaptiveKl | None = None
-    """Steer kl_coef towards a target."""
+    """Steer kl_coef, which must be above 0, towards a target."""
     gamma: float = 1.0
     """Discount (paper: none)."""
     lam: float = 0.95
@@ -275,8 +275,20 @@ class PpoConfig:
                     f"{name}.warmup_steps is {optimizer.warmup_steps}, but in PPO warmup_iterations says how long "
                     f"rates rise; set that, and leave {name}.warmup_steps out."
                 )
+        if self.adaptive_kl is not None:
+            self._check_adaptive_kl(self.adaptive_kl)
         if self.lora is not None and self.value_function == "shared":
             raise ConfigError("value_function = 'shared' cannot train a frozen trunk; use 'separate' with lora.")
+
+    def _check_adaptive_kl(self, adaptive: AdaptiveKl) -> None:
+        """An iteration multiplies kl_coef by 1 - 0.2 batch_size / horizon at least, which has to stay above 0."""
+        if self.batch_size >= 5 * adaptive.horizon:
+            raise ConfigError(
+                f"adaptive_kl.horizon is {adaptive.horizon}, but one iteration of batch_size {self.batch_size} could "
+                f"turn the penalty's sign; give a horizon above batch_size / 5 = {self.batch_size / 5:g}."
+            )
+        if self.kl_coef == 0:
+            raise ConfigError("kl_coef is 0, which adaptive_kl multiplies and never moves; give a kl_coef above 0.")
 
     def _check_ranges(self) -> None:
         check_range(self, "iterations", "batch_size", "minibatches", "inner_epochs", "microbatch_tokens", least=1)
