@@ -191,6 +191,7 @@ def test_the_defaults_are_the_papers() -> None:
         ({"decoding": {"greedy": True}}, "greedy"),
         ({"old_logprobs": "sampler", "policy": {"learning_rate": 1.0, "precision": "bfloat16"}}, "bf16"),
         ({"lora": {}, "value_function": "shared"}, "frozen trunk"),
+        ({"value": {"learning_rate": 1e-6}, "value_function": "shared"}, "leave value out"),
         ({"clip": 0.0}, "clip is 0.0"),
         ({"kl_coef": -0.1}, "kl_coef is -0.1"),
         ({"kl_coef": float("nan")}, "kl_coef is nan"),

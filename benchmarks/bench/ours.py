@@ -29,6 +29,7 @@ from tastemaker.generation import Generator, Sampling, pool, sampling
 from tastemaker.records import Demonstration, Message, Prompt, Ranking, Response
 from tastemaker.responses import DecodingConfig, seed_for
 from tastemaker.scoring import ModelScorer
+from tastemaker.settings import VALUE_OPTIMIZER
 from tastemaker.stages import dpo, ppo, reward, sft
 from tastemaker.training import OptimizerConfig, Trainer, WeightAverage
 
@@ -137,7 +138,7 @@ def run_ppo(spec: Spec, data: Mapping[str, Any], pace: Pace, device: torch.devic
         inner_epochs=spec["inner_epochs"],
         decoding=DecodingConfig(max_new_tokens=spec["response_tokens"]),
         policy=_optimizer(spec),
-        value=_optimizer(spec),
+        value=VALUE_OPTIMIZER if spec["shared"] else _optimizer(spec),
         value_function="shared" if spec["shared"] else "separate",
         truncated="score",
         ema_decay=0.0,  # the peer keeps none

@@ -190,6 +190,9 @@ class AdaptiveKl:
         check_range(self, "target", "horizon", above=0)
 
 
+VALUE_OPTIMIZER = OptimizerConfig(learning_rate=9e-6, schedule="constant")
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PpoConfig:
     """PPO. The defaults are the paper's (1.3B) where it states them."""
@@ -211,8 +214,8 @@ class PpoConfig:
     """Rollouts: the length limit and the temperature, which applies to the log-probs of policy and reference too."""
     policy: OptimizerConfig = OptimizerConfig(learning_rate=5e-6, schedule="constant")
     """The policy's optimizer."""
-    value: OptimizerConfig = OptimizerConfig(learning_rate=9e-6, schedule="constant")
-    """The value function's optimizer."""
+    value: OptimizerConfig = VALUE_OPTIMIZER
+    """The optimizer of a separate value function."""
     warmup_iterations: int = 10
     """Iterations over which learning rates rise to their peak."""
     kl_coef: float = 0.02
@@ -277,6 +280,11 @@ class PpoConfig:
                 )
         if self.adaptive_kl is not None:
             self._check_adaptive_kl(self.adaptive_kl)
+        if self.value_function == "shared" and self.value != VALUE_OPTIMIZER:
+            raise ConfigError(
+                "value_function = 'shared' trains the value head by the policy's optimizer; leave value out, and set "
+                "policy and value_coef."
+            )
         if self.lora is not None and self.value_function == "shared":
             raise ConfigError("value_function = 'shared' cannot train a frozen trunk; use 'separate' with lora.")
 
