@@ -371,3 +371,13 @@ def test_people_are_as_many_as_there_are() -> None:
     whole["evaluation"]["judge_reward"] = "judge"
     with pytest.raises(ConfigError, match="is 3, but the reward model that judges are 1 in all"):
         from_mapping(Recipe, whole, where="r.toml")
+
+
+def test_the_folder_of_a_chosen_epoch_is_no_variants() -> None:
+    whole = changed("sft/base-line-selected", {})
+    from_mapping(Recipe, whole, where="r.toml")
+    whole["selection"] = {"base-line": "main"}
+    with pytest.raises(
+        ConfigError, match=r"called \"base-line-selected\", as the folder .* of 'base-line' is"
+    ):
+        from_mapping(Recipe, whole, where="r.toml")

@@ -166,6 +166,11 @@ class Recipe:
         for name, judge in self.selection.items():
             _require(name, self.sft, "selection", "SFT")
             _require(judge, self.reward, f"selection: {name}", "reward")
+            if f"{name}-selected" in self.sft:
+                raise ConfigError(
+                    f'an SFT variant is called "{name}-selected", as the folder of the epoch that [selection] chooses '
+                    f"of {name!r} is; rename it."
+                )
             if self.sft[name].keep_epochs == "last":
                 raise ConfigError(
                     f"selection: {name}: its epochs are chosen among, but sft.{name}.keep_epochs is 'last'; set it to "
