@@ -377,7 +377,5 @@ def test_the_folder_of_a_chosen_epoch_is_no_variants() -> None:
     whole = changed("sft/base-line-selected", {})
     from_mapping(Recipe, whole, where="r.toml")
     whole["selection"] = {"base-line": "main"}
-    with pytest.raises(
-        ConfigError, match=r"called \"base-line-selected\", as the folder .* of 'base-line' is"
-    ):
+    with pytest.raises(ConfigError, match=r"called \"base-line-selected\", as the folder .* of 'base-line' is"):
         from_mapping(Recipe, whole, where="r.toml")

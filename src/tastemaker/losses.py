@@ -38,14 +38,19 @@ def ptx_loss(logprob_BT: Tensor, mask_BT: Tensor, *, gamma: float, num_tokens: f
 
 
 def ranking_loss(
-    score_K: Tensor, rank_K: Tensor | None = None, *, normalize: Literal["pairs", "all"] = "pairs"
+    score_K: Tensor,
+    rank_K: Tensor | None = None,
+    distinct_KK: Tensor | None = None,
+    *,
+    normalize: Literal["pairs", "all"] = "pairs",
 ) -> Tensor:
     """Eq. 1 for one prompt: the mean of -log sigmoid(better score - worse score) over its pairs of responses.
 
     `rank_K` gives each response's rank, 0 the best; equal ranks are ties, whose pairs are dropped; None says that the
     responses come best first. Several raters' rankings of the same responses are rows of `rank_RK`, and their pairs
     count together. The divisor is the number of pairs kept ("pairs") or of all pairs, C(K,2) for each rater ("all");
-    the paper does not say which. Without a single untied pair the loss is 0, with zero gradients.
+    the paper does not say which. Without a single untied pair the loss is 0, with zero gradients. `distinct_KK` is
+    False where two responses are of one text: such a pair, which says nothing, is in neither sum nor divisor.
     """
     if score_K.ndim != 1:
         raise ValueError(f"score_K has shape {tuple(score_K.shape)}; expected the K scores of one prompt.")
@@ -57,12 +62,14 @@ def ranking_loss(
             f"rank_K has shape {tuple(rank_K.shape)}; expected [K] or [R, K] with the K = {num_responses} of score_K."
         )
     rank_RK = rank_K.reshape(-1, num_responses)
-    better_RKK = rank_RK[:, :, None] < rank_RK[:, None, :]
+    if distinct_KK is None:
+        distinct_KK = ~torch.eye(num_responses, dtype=torch.bool, device=score_K.device)
+    better_RKK = (rank_RK[:, :, None] < rank_RK[:, None, :]) & distinct_KK
     loss_KK = -logsigmoid(score_K[:, None] - score_K[None, :])
     if normalize == "pairs":
         num_pairs = int(better_RKK.sum())
     elif normalize == "all":
-        num_pairs = rank_RK.shape[0] * num_responses * (num_responses - 1) // 2
+        num_pairs = rank_RK.shape[0] * int(distinct_KK.sum()) // 2
     else:
         raise ValueError(f"normalize is {normalize!r}; it must be 'pairs' or 'all'.")
     return (loss_KK * better_RKK.sum(0)).sum() / max(num_pairs, 1)

@@ -167,13 +167,31 @@ def test_a_wholly_tied_ranking_counts_among_all_pairs(base: str, normalize: Any,
     assert loss.value.item() == pytest.approx(torch.stack(kept).sum().item() / divisor, abs=1e-6)
 
 
-def test_the_metrics_leave_out_pairs_of_one_text(base: str) -> None:
-    """`w5` twice, in between `w6`: of three untied pairs two are of different texts."""
+def test_pairs_of_one_text_count_nowhere(base: str) -> None:
+    """`w5` twice, in between `w6`: of three untied pairs two are of different texts, once in each direction. Tied with
+    `w6`, and its better half alone, the second `w5` leaves one of two pairs. Two of one text are no element."""
     model = new_reward_model(base, seed=0)
-    (element,) = as_elements([ranking("w3", ["w5", "w6", "w5"], ((0,), (1,), (2,)))], model)
-    sums = element_loss(model, "pairs", [element], 1.0).sums
-    assert sums["pairs"] == 2
-    assert sums["correct"] == 1, "w6 scores either higher or lower than both"
+    rows = [
+        ranking("w3", ["w5", "w6", "w5"], ((0,), (1,), (2,))),
+        ranking("w4", ["w5", "w6", "w5"], ((0,), (1, 2))),
+        ranking("w7", ["w5", "w5"], ((0,), (1,))),
+    ]
+    three, tied = as_elements(rows, model)
+    loss = element_loss(model, "pairs", [three], 1.0)
+    assert loss.sums["pairs"] == 2
+    assert loss.sums["correct"] == 1, "w6 scores either higher or lower than both"
+    once, other = (model.scores(pack([ids])).item() for ids in three.sequences[:2])
+    both = math.log1p(math.exp(other - once)) + math.log1p(math.exp(once - other))
+    assert loss.value.item() == pytest.approx(both / 2, abs=1e-6)
+    once, other = (model.scores(pack([ids])).item() for ids in tied.sequences[:2])
+    for normalize, pairs in (("pairs", 1), ("all", 2)):
+        found = element_loss(model, normalize, [tied], 1.0).value.item()  # type: ignore[arg-type]
+        assert found == pytest.approx(math.log1p(math.exp(other - once)) / pairs, abs=1e-6)
+    held_out = HeldOut(rows, ByLength())  # type: ignore[arg-type]
+    found = held_out.curve(held_out.scores(), "all")["validation_loss"]
+    assert found == pytest.approx((2 / 2 + 1 / 2) / 2 * math.log(2), abs=1e-9), "the texts are of one length"
+    with pytest.raises(DataError, match="nothing to learn"):
+        train_reward_model(Path(), config=config(), init=base, rankings=rows[2:], device=CPU, seed=0)
 
 
 def test_responses_are_read_where_they_end(base: str) -> None:

@@ -83,7 +83,7 @@ def train_reward_model(
         DataError: no ranking has an untied pair, or none of those to measure on.
     """
     rankings = [ranking for ranking in rankings if in_part(ranking.prompt, config.part)]
-    if not any(len(ranking.order) > 1 for ranking in rankings):
+    if not any(ranking.untied_pairs for ranking in rankings):
         raise DataError("no ranking prefers one response to another, so there is nothing to learn; give untied ones.")
     check_measurable(validation or rankings)
     if held_out_raters:
@@ -128,12 +128,12 @@ def grouped(rankings: Sequence[Ranking]) -> list[list[Ranking]]:
     """Rankings of the same responses to the same prompt, together and in one order.
 
     A wholly tied ranking stays beside others, since `normalize = "all"` counts its pairs; alone it teaches nothing and
-    is left out.
+    is left out, and so is one that tells responses of one text apart alone.
     """
     groups: dict[Shown, list[Ranking]] = {}
     for ranking in in_one_order(rankings):
         groups.setdefault(_shown(ranking), []).append(ranking)
-    return [group for group in groups.values() if any(len(ranking.order) > 1 for ranking in group)]
+    return [group for group in groups.values() if any(ranking.untied_pairs for ranking in group)]
 
 
 def in_one_order(rankings: Sequence[Ranking]) -> list[Ranking]:
@@ -253,7 +253,7 @@ def element_loss(
 ) -> Loss:
     """Eq. 1 summed over the batch's prompts, divided by `num_prompts`; sums of correct pairs, pairs and score gaps.
 
-    The sums are over untied pairs that the model can tell apart: equal sequences have equal scores.
+    All are over untied pairs that the model can tell apart: equal sequences have equal scores.
     """
     groups = [len(element.sequences) for element in batch]
     packed = pack([ids for element in batch for ids in element.sequences], groups=groups).to(model.device)
@@ -263,15 +263,20 @@ def element_loss(
     score_of: tuple[Tensor, ...] = torch.split(score_S, groups)
     for element, score_K in zip(batch, score_of, strict=True):
         rank_RK = torch.tensor(element.ranks)
-        total = total + ranking_loss(score_K, rank_RK, normalize=normalize)
+        distinct_KK = _distinct(element.sequences)
+        total = total + ranking_loss(score_K, rank_RK, distinct_KK, normalize=normalize)
         with torch.no_grad():
-            distinct_KK = torch.tensor([[one != other for other in element.sequences] for one in element.sequences])
             better_KK = (rank_RK[:, :, None] < rank_RK[:, None, :]).sum(0) * distinct_KK
             gap_KK = score_K[:, None] - score_K[None, :]
             sums["correct"] = sums["correct"] + (better_KK * ((gap_KK > 0) + 0.5 * (gap_KK == 0))).sum()
             sums["pairs"] = sums["pairs"] + better_KK.sum()
             sums["gap"] = sums["gap"] + (better_KK * gap_KK).sum()
     return Loss(total / num_prompts, sums)
+
+
+def _distinct(items: Sequence[object]) -> Tensor:
+    """True where two of them differ."""
+    return torch.tensor([[one != other for other in items] for one in items])
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -321,7 +326,8 @@ class HeldOut:
         for group in grouped(self.rankings):
             score_K = torch.tensor(scores[_shown(group[0])], dtype=torch.double)
             rank_RK = torch.tensor([ranking.ranks for ranking in group])
-            losses.append(float(ranking_loss(score_K, rank_RK, normalize=normalize)))
+            distinct_KK = _distinct([response.text for response in group[0].responses])
+            losses.append(float(ranking_loss(score_K, rank_RK, distinct_KK, normalize=normalize)))
         agreed = [pair.agreed for pair in self.pairs(scores)]
         return {"validation_loss": float(np.mean(losses)), "validation_accuracy": float(np.mean(agreed))}
 
