@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -371,6 +372,27 @@ def test_every_process_goes_on_from_the_state_that_the_first_has_found(
     monkeypatch.setattr(parallel, "from_first", lambda _: tmp_path / "state-00000004")
     monkeypatch.setattr(parallel, "load_parts", lambda folder: {"folder": folder.name})
     assert load_state(path) == {"folder": "state-00000004"}
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="only Linux tells what a handle is of")
+def test_a_state_in_parts_is_on_the_disk_before_the_old_one_goes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With its name, which the folder around it holds: after a power cut neither might be there."""
+    path, fsync, old_stands = tmp_path / "state.pt", os.fsync, dict[str, bool]()
+    save_state(path, {"step": 3})
+
+    def noting(handle: int) -> None:
+        old_stands[Path(f"/proc/self/fd/{handle}").readlink().name] = path.exists()
+        fsync(handle)
+
+    monkeypatch.setenv("RANK", "0")
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    monkeypatch.setattr(parallel, "save_parts", lambda folder, _: folder.mkdir())
+    monkeypatch.setattr(os, "fsync", noting)
+    save_state(path, {"step": 4})
+    assert old_stands == {"state-00000004": True, tmp_path.name: True}
+    assert not path.exists()
 
 
 def test_a_folder_takes_its_name_when_it_is_whole(tmp_path: Path) -> None:

@@ -214,6 +214,7 @@ def save_state(path: Path, state: Mapping[str, Any]) -> None:
         folder = path.with_name(f"{path.stem}-{state['step']:08d}")
         parallel.save_parts(folder, state)
         sync_folder(folder)
+        sync_folder(folder.parent)  # before the state goes that this one replaces
         _forget_states(path, but=folder)
         return
     with atomic_write(path, binary=True) as file:

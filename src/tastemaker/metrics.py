@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import math
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -110,6 +111,12 @@ class MetricsWriter:
         row = {"step": step} | {name: float(value) for name, value in values.items()}
         with self.path.open("a", encoding="utf-8") as file:
             file.write(json.dumps(row) + "\n")
+
+    def sync(self) -> None:
+        """See to it that what is written survives a power cut, as a checkpoint does that counts on it."""
+        if processes.is_first():
+            with self.path.open("rb") as file:
+                os.fsync(file.fileno())
 
 
 def read_metrics(path: Path) -> list[dict[str, Any]]:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import io
+import os
+import sys
 from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
@@ -125,3 +127,21 @@ def test_memory_is_looked_at_after_every_step(tmp_path: Path, monkeypatch: pytes
 def test_a_metric_without_a_meaning_is_refused(tmp_path: Path) -> None:
     with pytest.raises(TrainingError, match="metrics sparkle are not declared"):
         run_steps(tmp_path, description="test", total=1, states={}, step=lambda _: {"sparkle": 1.0}, checkpoint_every=1)
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="only Linux tells what a handle is of")
+def test_metrics_are_on_the_disk_before_the_checkpoint_that_counts_on_them(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """After a power cut steps from the checkpoint on are written anew, and none before it."""
+    flushed, fsync = list[tuple[str, int]](), os.fsync
+
+    def noting(handle: int) -> None:
+        name = Path(f"/proc/self/fd/{handle}").readlink().name
+        flushed.append((name, len(read_metrics(tmp_path / "metrics.jsonl"))))
+        fsync(handle)
+
+    monkeypatch.setattr(os, "fsync", noting)
+    Run(tmp_path, checkpoint_every=2).go()
+    states = [place for place, (name, _) in enumerate(flushed) if name.startswith(".state.pt.")]
+    assert [flushed[place - 1] for place in states] == [("metrics.jsonl", 2), ("metrics.jsonl", 4)]

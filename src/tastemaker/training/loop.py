@@ -71,5 +71,6 @@ def run_steps(
             writer.write(number, metrics | {"seconds": time.monotonic() - began})
             ticker.advance(note=f"{shown} {metrics[shown]:.3f}" if shown in metrics else "")
             if (number + 1) % checkpoint_every == 0 and number + 1 < total:
+                writer.sync()
                 save_state(path, {"step": number + 1} | {name: state.state() for name, state in states.items()})
             memory.after_step()
