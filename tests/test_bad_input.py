@@ -437,9 +437,21 @@ def test_a_failed_command_leaves_an_earlier_result_alone(
     assert "out is up to date" in capsys.readouterr().err
 
 
-def test_a_full_disk_is_told_in_one_sentence(models: dict[str, Path], workplace: Path) -> None:
-    """No file may grow beyond 20 kB, so the first model cannot be written; the signal is what a disk would not send."""
-    (workplace / "data.jsonl").write_text(json.dumps(DEMONSTRATION) + "\n")
+@pytest.mark.parametrize(
+    ("given", "says"),
+    [
+        ([], "error: out/model cannot be written: "),
+        (["--checkpoint-every", "1"], "error: out/checkpoint/state.pt: File too large."),
+    ],
+)
+def test_a_full_disk_is_told_in_one_sentence(
+    given: list[str], says: str, models: dict[str, Path], workplace: Path
+) -> None:
+    """No file may grow beyond 20 kB, so the first model or state cannot be written.
+
+    The signal is what a disk would not send.
+    """
+    (workplace / "data.jsonl").write_text(2 * (json.dumps(DEMONSTRATION) + "\n"))
     code = """if True:
         import resource, signal, sys
         signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
@@ -448,8 +460,9 @@ def test_a_full_disk_is_told_in_one_sentence(models: dict[str, Path], workplace:
         sys.exit(main(sys.argv[1:]))
     """
     command = ["sft", "--model", str(models["MODEL"]), "--data", "data.jsonl", "--out", "out", "--epochs", "1"]
+    command += ["--batch-size", "1", *given]
     done = subprocess.run([sys.executable, "-c", code, *command], capture_output=True, text=True)
     assert done.returncode == 2
     expected, said = done.stderr.splitlines()
     assert "expected at the peak" in expected
-    assert said.startswith("error: out/model cannot be written: ")
+    assert said.startswith(says)

@@ -218,7 +218,12 @@ def save_state(path: Path, state: Mapping[str, Any]) -> None:
         _forget_states(path, but=folder)
         return
     with atomic_write(path, binary=True) as file:
-        torch.save(dict(state), file)
+        try:
+            torch.save(dict(state), file)
+        except RuntimeError as error:  # what a full disk is to torch, which covers the error of the system
+            if isinstance(error.__context__, OSError):
+                raise error.__context__ from None
+            raise
     _forget_states(path, but=path)
 
 
