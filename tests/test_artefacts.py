@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable
@@ -141,6 +142,30 @@ def test_an_interrupted_stage_with_other_settings_begins_anew(out: Path) -> None
         stage(out, fails(KeyboardInterrupt(), after="half"))
     stage(out, writes("new"), config=Settings(rate=0.1))
     assert set(contents(out)) == {"result.txt", MANIFEST}
+
+
+def test_a_kill_while_a_folder_is_emptied_leaves_no_checkpoint(out: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The old command would go on from it behind results that are gone, and end without them."""
+
+    def interrupted(folder: Path) -> None:
+        (folder / "epochs").mkdir()
+        (folder / CHECKPOINT).mkdir()
+        (folder / CHECKPOINT / "state.pt").write_text("half")
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        stage(out, interrupted)
+    with monkeypatch.context() as patch:
+        patch.setattr(shutil, "rmtree", killed)
+        with pytest.raises(KeyboardInterrupt):
+            stage(out, writes("new"), config=Settings(rate=0.1))
+
+    def begins(folder: Path) -> None:
+        assert {path.name for path in folder.iterdir()} <= {"epochs", STARTED}
+        writes("old")(folder)
+
+    stage(out, begins)
+    assert (out / "result.txt").read_text() == "old"
 
 
 def test_progress_is_not_dropped_without_a_word(out: Path, capsys: pytest.CaptureFixture[str]) -> None:

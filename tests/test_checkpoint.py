@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import sys
 from pathlib import Path
 from typing import Any
@@ -393,6 +394,23 @@ def test_a_state_in_parts_is_on_the_disk_before_the_old_one_goes(
     save_state(path, {"step": 4})
     assert old_stands == {"state-00000004": True, tmp_path.name: True}
     assert not path.exists()
+
+
+def test_a_kill_while_an_old_state_is_deleted_leaves_nothing_to_go_on_from(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "state-00000003").mkdir()
+    for name in (".metadata", "__0_0.distcp"):
+        (tmp_path / "state-00000003" / name).touch()
+
+    def killed(*_: Any) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(shutil, "rmtree", killed)
+        with pytest.raises(KeyboardInterrupt):
+            save_state(tmp_path / "state.pt", {"step": 2})
+    assert load_state(tmp_path / "state.pt") == {"step": 2}
 
 
 def test_a_folder_takes_its_name_when_it_is_whole(tmp_path: Path) -> None:

@@ -223,8 +223,8 @@ def _prepare(folder: Path, task: Mapping[str, Any], keep: str | None) -> dict[st
         with contextlib.suppress(json.JSONDecodeError):
             earlier = json.loads(started.read_text(encoding="utf-8"))
         if _same_task(earlier, task):
-            for partial in folder.rglob(".*.partial"):  # what a kill left of a file being written
-                partial.unlink()
+            for partial in list(folder.rglob(".*.partial")):  # what a kill left of what was being written or dropped
+                _remove(partial)
             earlier.pop("stopped", None)  # it goes on
         else:  # another task was interrupted here; its mark goes last, so that a kill here leaves it to be seen
             if (folder / CHECKPOINT).exists():
@@ -254,13 +254,21 @@ def _tidy(folder: Path) -> None:
 
 
 def _clear(folder: Path, *, but: tuple[str | None, ...]) -> None:
-    for path in folder.iterdir():
-        if path.name in but:
-            continue
-        if path.is_dir():
-            shutil.rmtree(path)
-        else:
-            path.unlink()
+    """Empty the folder; a checkpoint loses its name first, so that nothing goes on from it where the rest is gone."""
+    checkpoint, dropped = folder / CHECKPOINT, folder / f".{CHECKPOINT}.partial"
+    if checkpoint.exists():
+        _remove(dropped)
+        checkpoint.rename(dropped)
+    for path in list(folder.iterdir()):
+        if path.name not in but:
+            _remove(path)
+
+
+def _remove(path: Path) -> None:
+    if path.is_dir():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)
 
 
 def _put_back(folder: Path, keep: str | None) -> None:

@@ -265,6 +265,7 @@ def _forget_states(path: Path, *, but: Path) -> None:
         if old == but or not old.exists():
             continue
         if old.is_dir():
+            (old / ".metadata").unlink(missing_ok=True)  # so that a kill in the middle leaves nothing to go on from
             shutil.rmtree(old)
         else:
             old.unlink()
