@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import json
 import os
+import resource
 import shutil
+import signal
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -411,6 +414,52 @@ def test_a_kill_while_an_old_state_is_deleted_leaves_nothing_to_go_on_from(
         with pytest.raises(KeyboardInterrupt):
             save_state(tmp_path / "state.pt", {"step": 2})
     assert load_state(tmp_path / "state.pt") == {"step": 2}
+
+
+def test_what_a_full_disk_left_of_a_state_in_parts_makes_room(tmp_path: Path) -> None:
+    """A folder without its last file, and one put together of parts that was not read to the end."""
+    path = tmp_path / "state.pt"
+    save_state(path, {"step": 1})
+    (tmp_path / "state-00000003").mkdir()
+    (tmp_path / "state-00000003" / "__0_0.distcp").write_bytes(b"half")
+    (tmp_path / f"state-00000002{parallel.WHOLE}").write_bytes(b"half")
+    assert load_state(path) == {"step": 1}
+    assert [entry.name for entry in tmp_path.iterdir()] == ["state.pt"]
+
+
+@pytest.mark.filterwarnings("ignore:torch.distributed is disabled")
+def test_what_was_put_together_stays_until_the_next_state_is_written(tmp_path: Path) -> None:
+    """Other machines have it mapped: for them what is deleted is gone."""
+    path, folder = tmp_path / "state.pt", tmp_path / "state-00000003"
+    parallel.save_parts(folder, {"step": 3, "weights": torch.arange(5.0)})
+    state = load_state(path)
+    assert state is not None
+    assert state["weights"].tolist() == [0, 1, 2, 3, 4]
+    assert {entry.name for entry in tmp_path.iterdir()} == {folder.name, folder.name + parallel.WHOLE}
+    save_state(path, {"step": 4})
+    assert [entry.name for entry in tmp_path.iterdir()] == ["state.pt"]
+
+
+@pytest.fixture
+def small_files() -> Iterator[None]:
+    """No file may grow beyond 20 kB; the signal is what a full disk would not send."""
+    limits, handler = resource.getrlimit(resource.RLIMIT_FSIZE), signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, limits[1]))
+    yield
+    resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    signal.signal(signal.SIGXFSZ, handler)
+
+
+@pytest.mark.filterwarnings("ignore:torch.distributed is disabled")
+def test_a_state_in_parts_that_finds_no_room_to_be_put_together_leaves_none_behind(
+    tmp_path: Path, request: pytest.FixtureRequest
+) -> None:
+    folder = tmp_path / "state-00000003"
+    parallel.save_parts(folder, {f"{number}": torch.ones(4000) for number in range(2)})
+    request.getfixturevalue("small_files")
+    with pytest.raises(OSError, match=f"^{folder} cannot be put together, for want of space perhaps"):
+        load_state(tmp_path / "state.pt")
+    assert [entry.name for entry in tmp_path.iterdir()] == [folder.name]
 
 
 def test_a_folder_takes_its_name_when_it_is_whole(tmp_path: Path) -> None:

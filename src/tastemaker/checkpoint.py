@@ -210,12 +210,13 @@ def save_state(path: Path, state: Mapping[str, Any]) -> None:
 
     Several processes write a folder beside `path`, named after the step, each its parts of the state.
     """
+    _forget(list(path.parent.glob(f"{path.stem}-*{parallel.WHOLE}")))  # all have taken a step since they read it
     if processes.several():
         folder = path.with_name(f"{path.stem}-{state['step']:08d}")
         parallel.save_parts(folder, state)
         sync_folder(folder)
         sync_folder(folder.parent)  # before the state goes that this one replaces
-        _forget_states(path, but=folder)
+        _forget(_replaced(path, folder))
         return
     with atomic_write(path, binary=True) as file:
         try:
@@ -224,11 +225,12 @@ def save_state(path: Path, state: Mapping[str, Any]) -> None:
             if isinstance(error.__context__, OSError):
                 raise error.__context__ from None
             raise
-    _forget_states(path, but=path)
+    _forget(_replaced(path, path))
 
 
 def load_state(path: Path) -> dict[str, Any] | None:
     """The state written last by `save_state`, by however many processes, or None if there is none."""
+    _forget(_torn(path))
     newest = parallel.from_first(_newest_state(path) if processes.is_first() else None)  # all go on from the same one
     if newest is None:
         return None
@@ -257,18 +259,26 @@ def _step_of(parts: Path) -> int:
     return int(parts.name.rpartition("-")[2])
 
 
-def _forget_states(path: Path, *, but: Path) -> None:
-    """Delete the states that one just written replaces."""
+def _torn(path: Path) -> list[Path]:
+    """What a kill or a full disk has left of folders being written, and what was put together to be read."""
+    return [entry for entry in path.parent.glob(f"{path.stem}-*") if not (entry / ".metadata").exists()]
+
+
+def _replaced(path: Path, by: Path) -> list[Path]:
+    """The states that one just written replaces."""
+    return [entry for entry in (path, *path.parent.glob(f"{path.stem}-*")) if entry != by]
+
+
+def _forget(states: Sequence[Path]) -> None:
+    """Delete states; the first process does."""
     if not processes.is_first():
         return
-    for old in [path, *path.parent.glob(f"{path.stem}-*")]:
-        if old == but or not old.exists():
-            continue
+    for old in states:
         if old.is_dir():
             (old / ".metadata").unlink(missing_ok=True)  # so that a kill in the middle leaves nothing to go on from
             shutil.rmtree(old)
         else:
-            old.unlink()
+            old.unlink(missing_ok=True)
 
 
 @contextmanager

@@ -43,6 +43,7 @@ MAPPED_BLOCKS = 2**16  # as many as glibc allows by itself
 GROWTH = 1.25  # of a process from step to step, before what it has freed goes back to the system
 FP32_RELATIVE_ERROR = 2e-6  # what a true fp32 product keeps; bf16 rounding gives about 3e-3
 PATIENCE = timedelta(minutes=30)  # for the slowest of several processes, before the others take it to hang
+WHOLE = ".whole"  # the end of the name of a state that was put together of parts
 # Methods by which models are run, beside `forward`: parts are put together when one is called.
 ENTRIES = ("read_logprobs", "at")
 
@@ -434,23 +435,47 @@ def save_parts(folder: Path, state: Mapping[str, Any]) -> None:
     """Write a training state by `torch.distributed.checkpoint`, each process its parts; `.metadata` comes last."""
     from torch.distributed.checkpoint.state_dict_saver import save
 
-    save(dict(state), checkpoint_id=folder)
+    with _as_disk_error(folder, "written"):
+        save(dict(state), checkpoint_id=folder)
 
 
 def load_parts(folder: Path) -> dict[str, Any]:
     """A state that any number of processes have written, put together: the first does it, all read what they need.
 
-    The names of dictionaries are text in it, numbers too.
+    The names of dictionaries are text in it, numbers too. What it is put together in, `FOLDER.whole`, is mapped and
+    stays: on a file system of several machines it would be gone for the others.
     """
     from torch.distributed.checkpoint.format_utils import dcp_to_torch_save
 
-    together = folder.with_name(f"{folder.name}.whole")
+    together = folder.with_name(folder.name + WHOLE)
     if processes.is_first():
-        dcp_to_torch_save(folder, together)
+        try:
+            with _as_disk_error(folder, "put together", RuntimeError):
+                dcp_to_torch_save(folder, together)
+        except BaseException:
+            together.unlink(missing_ok=True)
+            raise
     wait()
     state = torch.load(together, map_location="cpu", mmap=True, weights_only=True)
     assert isinstance(state, dict)
-    wait()
-    if processes.is_first():
-        together.unlink()  # what is mapped stays readable
     return state
+
+
+@contextmanager
+def _as_disk_error(folder: Path, done: str, *also: type[BaseException]) -> Iterator[None]:
+    """What goes wrong at a state in parts, as OSError: a full disk, more often than not.
+
+    The library wraps it into an exception that is no Exception, and where `torch.save` wrote, or another process, the
+    error of the system is not in it.
+    """
+    from torch.distributed.checkpoint.api import CheckpointException
+
+    kinds: tuple[type[BaseException], ...] = (CheckpointException, *also)
+    try:
+        yield
+    except kinds as error:
+        cause = next(iter(error.failures.values()))[0] if isinstance(error, CheckpointException) else error
+        if isinstance(cause, OSError):
+            cause.filename = cause.filename or str(folder)
+            raise cause from None
+        raise OSError(f"{folder} cannot be {done}, for want of space perhaps: {cause}") from error

@@ -6,6 +6,8 @@ writes is left by the first process as `found.json`.
 
 from __future__ import annotations
 
+import resource
+import signal
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from datetime import timedelta
@@ -17,7 +19,7 @@ import torch
 from tests.parallel import jobs
 
 from tastemaker import parallel, processes
-from tastemaker.checkpoint import load_policy, save_policy
+from tastemaker.checkpoint import load_policy, load_state, save_policy, save_state
 from tastemaker.corpus import next_token_places
 from tastemaker.errors import TrainingError
 from tastemaker.files import write_json
@@ -126,6 +128,24 @@ def diverging(folder: Path, models: Path) -> None:
     write_json(folder / "found.json", found)
 
 
+def filling(folder: Path, _models: Path) -> None:
+    """A state in parts for which there is no room: no file may grow beyond 20 kB."""
+    path, said = folder / "checkpoint" / "state.pt", ""
+    save_state(path, {"step": 2})
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    signal.signal(signal.SIGXFSZ, signal.SIG_IGN)  # what a disk would not send
+    resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, limits[1]))
+    try:
+        save_state(path, {"step": 3, "weights": torch.ones(100, 1000)})
+    except OSError as error:
+        said = str(error)
+    resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    saids = parallel.in_shares(processes.count(), lambda _: [said])
+    state = load_state(path)
+    found = {"said": saids, "state": state, "left": sorted(entry.name for entry in path.parent.iterdir())}
+    write_json(folder / "found.json", found)
+
+
 def sampling(folder: Path, models: Path) -> None:
     """Rollouts of one iteration, and the first numbers of the noise in the first steps of fine-tuning."""
     run = PpoRun(
@@ -177,6 +197,7 @@ JOBS: Mapping[str, Callable[[Path, Path], None]] = {
     "gathering": gathering,
     "clipping": clipping,
     "diverging": diverging,
+    "filling": filling,
     "syncing": syncing,
     "sampling": sampling,
     "command": command,

@@ -36,7 +36,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
         jobs.half(name, place / "one" / f"half-{name}", place / "models")
         shutil.copytree(place / "one" / f"half-{name}", place / "several" / f"resumed-{name}")
     halves = [f"{part}-{name}" for part in ("half", "resumed") for name in jobs.TRAININGS]
-    drive(place, *jobs.TRAININGS, *halves, "gathering", "diverging", "command")
+    drive(place, *jobs.TRAININGS, *halves, "gathering", "diverging", "filling", "command")
     return place
 
 
@@ -200,7 +200,7 @@ def test_a_state_in_parts_is_put_together(folder: Path, tmp_path: Path) -> None:
     later = load_state(place / "state.pt")
     assert later is not None
     assert later["step"] == 2
-    (next(place.glob("state-*")) / ".metadata").unlink()
+    (place / "state-00000002" / ".metadata").unlink()
     earlier = load_state(place / "state.pt")
     assert earlier == {"step": 1}
 
@@ -214,6 +214,16 @@ def test_a_loss_that_is_no_number_in_one_process_stops_all(folder: Path) -> None
     assert len(found_["said"]) == 2
     assert all(said.startswith("not-finite: the loss is nan at optimizer step 0") for said in found_["said"])
     assert found_["unchanged"]
+
+
+def test_a_full_disk_is_said_by_all_and_the_state_before_stands(folder: Path) -> None:
+    """What the full disk left of the new one is deleted when training goes on."""
+    found_ = found(folder, "filling")
+    begins = f"{folder / 'several/filling/checkpoint/state-00000003'} cannot be written, for want of space perhaps: "
+    assert len(found_["said"]) == 2
+    assert all(said.startswith(begins) for said in found_["said"])
+    assert found_["state"] == {"step": 2}
+    assert found_["left"] == ["state-00000002", "state-00000002.whole"]
 
 
 def test_a_command_is_done_once_by_both(folder: Path, tmp_path: Path) -> None:
