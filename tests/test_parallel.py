@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -77,6 +78,30 @@ def test_more_processes_than_gpus_are_refused(monkeypatch: pytest.MonkeyPatch) -
     with pytest.raises(TrainingError, match=r"process 3 .* there are 2; start torchrun with --nproc-per-node 2"):
         parallel._take_gpu(2, torch.cuda.device_count())
     assert taken == [1]
+
+
+@pytest.mark.parametrize(
+    ("cores", "count", "set_by", "asked", "threads"),
+    [
+        (8, 3, "1", None, 2),  # torchrun sets 1 where nobody has set anything
+        (2, 3, "1", None, 1),
+        (8, 3, "5", None, 7),  # 7 stands for what torch has made of it
+        (8, 3, "1", 4, 4),
+        (8, 1, "1", None, 7),
+    ],
+)
+def test_of_several_processes_each_takes_its_share_of_the_cores(
+    cores: int, count: int, set_by: str, asked: int | None, threads: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr(torch.distributed, "init_process_group", lambda *_, **__: None)
+    monkeypatch.setattr(sys, "platform", "linux")
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(cores)), raising=False)
+    for name, value in (("RANK", 0), ("WORLD_SIZE", count), ("LOCAL_WORLD_SIZE", count), ("OMP_NUM_THREADS", set_by)):
+        monkeypatch.setenv(name, str(value))
+    torch.set_num_threads(7)
+    parallel.prepare(asked)
+    assert torch.get_num_threads() == threads
 
 
 RESIDENT = """

@@ -52,12 +52,13 @@ def prepare(threads: int | None = None, *, tight: bool = False, patience: timede
     """Choose the device, set the thread count, and make an ordinary processor fast. Returns the device.
 
     Where memory is `tight`, what is freed in large blocks goes back to the system at once, which costs time.
-    Of several processes each waits here for the others, and then for `patience` whenever it needs them.
+    Of several processes each waits here for the others, and then for `patience` whenever it needs them; without a
+    number of `threads` each takes its share of the machine's cores.
     """
-    if threads is not None:
-        torch.set_num_threads(threads)
     if processes.several():
         _join(patience)
+    if threads is not None:
+        torch.set_num_threads(threads)
     if torch.cuda.is_available():
         # fp32 is fp32: a product in TF32 keeps 10 bits, as few as fp16, and who wants speed says bfloat16.
         torch.set_float32_matmul_precision("highest")
@@ -203,8 +204,20 @@ def _join(patience: timedelta) -> None:
         return
     if torch.cuda.is_available():
         _take_gpu(int(os.environ["LOCAL_RANK"]), torch.cuda.device_count())
+    _share_cores()
     backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
     distributed.init_process_group(backend, timeout=patience)
+
+
+def _share_cores() -> None:
+    """Take this process's share of the cores, where nothing but `torchrun` has set a number of threads: it sets 1.
+
+    Who wants one thread says `--threads 1`.
+    """
+    here = int(os.environ.get("LOCAL_WORLD_SIZE", 1))
+    if here > 1 and os.environ.get("OMP_NUM_THREADS") == "1":
+        usable = len(os.sched_getaffinity(0)) if sys.platform.startswith("linux") else os.cpu_count() or 1
+        torch.set_num_threads(max(1, usable // here))
 
 
 def _take_gpu(number: int, present: int) -> None:

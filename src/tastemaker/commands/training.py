@@ -68,7 +68,7 @@ class _SftOptions:
     seed: int = 0
     """Everything random follows from it."""
     threads: int | None = None
-    """Processor threads (none: all)."""
+    """Processor threads of each process (none: all, or of several processes its share)."""
     max_memory: str | None = None
     """Take the largest micro-batches, up to those set, that are expected to keep within it, such as 6GB. Slower:
     what is freed goes back to the system at once."""
@@ -153,7 +153,7 @@ class _RewardOptions:
     seed: int = 0
     """Everything random follows from it."""
     threads: int | None = None
-    """Processor threads (none: all)."""
+    """Processor threads of each process (none: all, or of several processes its share)."""
     max_memory: str | None = None
     """Take the largest micro-batches, up to those set, that are expected to keep within it, such as 6GB. Slower:
     what is freed goes back to the system at once."""
@@ -217,7 +217,7 @@ class _PpoOptions:
     seed: int = 0
     """Everything random follows from it."""
     threads: int | None = None
-    """Processor threads (none: all)."""
+    """Processor threads of each process (none: all, or of several processes its share)."""
     max_memory: str | None = None
     """Take the largest micro-batches, up to those set, that are expected to keep within it, such as 6GB. Slower:
     what is freed goes back to the system at once."""
@@ -295,7 +295,7 @@ class _DpoOptions:
     seed: int = 0
     """Everything random follows from it."""
     threads: int | None = None
-    """Processor threads (none: all)."""
+    """Processor threads of each process (none: all, or of several processes its share)."""
     max_memory: str | None = None
     """Take the largest micro-batches, up to those set, that are expected to keep within it, such as 6GB. Slower:
     what is freed goes back to the system at once."""
