@@ -42,6 +42,7 @@ from tastemaker.records import (
     Ranking,
     Response,
     Text,
+    digest,
 )
 from tastemaker.shapes import SHAPE_KEYS
 
@@ -482,3 +483,9 @@ def test_an_error_of_the_disk_names_the_file(tmp_path: Path, number: int) -> Non
         raise OSError(number, "the system says no more")
     assert failed.value.filename == str(tmp_path / "a.json")
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_digest_is_of_the_records_in_their_order() -> None:
+    one, two = (Text(text=text, about=About(extra={"when": {1}})) for text in ("a", "b"))
+    assert digest([one, two]) == digest([one, two])
+    assert len({digest(rows) for rows in ([], [one], [two], [one, two], [two, one])}) == 5

@@ -175,6 +175,15 @@ def messages_hash(messages: Messages) -> str:
     return hashlib.blake2b(text.encode(), digest_size=8).hexdigest()
 
 
+def digest(records: Sequence[Prompt | Demonstration | Ranking | Text]) -> str:
+    """A hash of records in their order; of what JSON has no form for only the type counts."""
+    hashed = hashlib.blake2b(digest_size=16)
+    for record in records:
+        row = json.dumps(record.to_json(), skipkeys=True, default=lambda value: type(value).__name__)
+        hashed.update(f"{row}\n".encode())
+    return hashed.hexdigest()
+
+
 def with_about(prompt: Prompt, **changes: Any) -> Prompt:
     """`prompt` with some of its optional fields replaced."""
     return replace(prompt, about=replace(prompt.about, **changes))

@@ -21,7 +21,7 @@ from tastemaker.config import from_mapping
 from tastemaker.files import write_records
 from tastemaker.metrics import MetricsWriter
 from tastemaker.model import freeze
-from tastemaker.records import Ranking, Text
+from tastemaker.records import Demonstration, Ranking, Text
 from tastemaker.scoring import ModelScorer
 from tastemaker.settings import DpoConfig, PpoConfig, RewardConfig, SftConfig
 from tastemaker.stages.dpo import train_dpo
@@ -51,6 +51,11 @@ OTHERS = [ranked(number, "another") for number in range(40, 45)]
 PROMPTS = [prompt(f"w{number} w{number + 1}" + " w9" * (number % 3)) for number in range(3, 14)]
 TEXTS = [Text(text=" ".join(f"w{(7 * place + number) % 90}" for place in range(5 + number))) for number in range(7)]
 HELD_OUT = [Text(text=f"w{number} {text.text}") for number, text in enumerate(TEXTS[:3], 91)]
+
+
+def in_any_order(_seed: int) -> list[Demonstration]:
+    """Demonstrations as a set of their texts has them."""
+    return [demonstration(text, "w5") for text in {f"w{number} w7" for number in range(10, 60)}]
 
 
 def make_models(folder: Path) -> None:

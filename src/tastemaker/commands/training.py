@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import tyro
 
-from tastemaker import sources
+from tastemaker import processes, sources
 from tastemaker.commands.alone import stage
 from tastemaker.commands.loading import heavy_imports
 from tastemaker.commands.options import Here, TrainingRecord, parse, read_given, read_training
@@ -30,11 +30,12 @@ from tastemaker.commands.remarks import (
     warn_of_marked,
     warn_of_unknown_tokens,
 )
+from tastemaker.errors import DataError
 from tastemaker.files import read_demonstrations, read_prompts, read_rankings, read_texts
 from tastemaker.functions import is_function_path, load_function
 from tastemaker.model_places import check_folder, check_policy, resolve_source
 from tastemaker.ranges import check_seed_and_threads, parse_size
-from tastemaker.records import Demonstration, Prompt, Ranking, Text
+from tastemaker.records import Demonstration, Prompt, Ranking, Text, digest
 from tastemaker.settings import DpoConfig, PpoConfig, RewardConfig, SftConfig
 
 if TYPE_CHECKING:
@@ -89,7 +90,7 @@ def sft(arguments: Sequence[str]) -> None:
     def work(folder: Path, config: SftConfig) -> None:
         from tastemaker.stages.sft import train_sft
 
-        warn_of_unknown_tokens(options.model, _named(options, data=rows, validation=held_out, text=text))
+        warn_of_unknown_tokens(options.model, _seen_alike(options, data=rows, validation=held_out, text=text))
         warn_of_leaks(rows, held_out)
         warn_of_dropout(options.model, arguments, config.residual_dropout)
         train_sft(
@@ -174,7 +175,9 @@ def reward(arguments: Sequence[str]) -> None:
     def work(folder: Path, config: RewardConfig) -> None:
         from tastemaker.stages.reward import train_reward_model
 
-        named = _named(options, data=rows, validation=measured[0], held_out_raters=measured[1], demonstrations=centred)
+        named = _seen_alike(
+            options, data=rows, validation=measured[0], held_out_raters=measured[1], demonstrations=centred
+        )
         warn_of_unknown_tokens(options.model, named)
         warn_of_leaks(rows, [*measured[0], *measured[1]], config.part)
         train_reward_model(
@@ -241,7 +244,7 @@ def ppo(arguments: Sequence[str]) -> None:
     def work(folder: Path, config: PpoConfig) -> None:
         from tastemaker.stages.ppo import train_ppo
 
-        warn_of_unknown_tokens(init, _named(options, data=rows, text=text, heldout_text=held_out))
+        warn_of_unknown_tokens(init, _seen_alike(options, data=rows, text=text, heldout_text=held_out))
         warn_of_marked(rows)
         device = _device(options)
         train_ppo(
@@ -316,7 +319,7 @@ def dpo(arguments: Sequence[str]) -> None:
     def work(folder: Path, config: DpoConfig) -> None:
         from tastemaker.stages.dpo import train_dpo
 
-        warn_of_unknown_tokens(init, _named(options, data=rows, validation=held_out))
+        warn_of_unknown_tokens(init, _seen_alike(options, data=rows, validation=held_out))
         warn_of_leaks(rows, held_out, config.part)
         train_dpo(
             folder,
@@ -383,8 +386,25 @@ def _training_rows(
     return read_training(options.data, read, kind, keep_personal_data=options.keep_personal_data)
 
 
-def _named(options: _Options, **records: Sequence[Record]) -> Mapping[str, Sequence[Record]]:
-    """Records by the name of the file that they are from; they go by the name of the option that names it."""
+def _seen_alike(options: _Options, **records: Sequence[Record]) -> Mapping[str, Sequence[Record]]:
+    """Records by the name of the file that they are from; they go by the name of the option that names it.
+
+    Raises:
+        DataError: several processes have not all read the same.
+    """
+    if processes.several():
+        from tastemaker import parallel
+
+        mine = {option: digest(rows) for option, rows in records.items()}
+        first, *others = parallel.in_shares(processes.count(), lambda _: [mine])
+        for number, theirs in enumerate(others, 1):
+            for option in records:
+                if theirs[option] != first[option]:
+                    raise DataError(
+                        f"process {number} has read other records of --{option.replace('_', '-')} than the first, or "
+                        "in another order. All must see the same files; what a function makes of a set it has to sort.",
+                        path=getattr(options, option),
+                    )
     return {getattr(options, option): rows for option, rows in records.items() if rows}
 
 

@@ -1,0 +1,52 @@
+"""Two processes of which one fails, or both: what is said, and what is left in the folder."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from tests.models import save_model
+from tests.parallel import jobs
+from tests.parallel.launching import ROOT, launch
+
+from tastemaker.cli import main
+from tastemaker.files import write_records
+
+FAILING = ROOT / "tests/parallel/failing.py"
+
+
+@pytest.fixture
+def command(tmp_path: Path) -> list[str]:
+    """Fine-tuning in four steps, into `out`."""
+    write_records(tmp_path / "data.jsonl", jobs.DEMONSTRATIONS)
+    given = ["sft", "--model", str(save_model(tmp_path / "base", max_position_embeddings=64))]
+    given += ["--data", str(tmp_path / "data.jsonl"), "--out", str(tmp_path / "out")]
+    return [*given, "--threads", "1", "--epochs", "1", "--batch-size", "2"]
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+def test_an_error_of_one_process_ends_the_job(command: list[str], tmp_path: Path) -> None:
+    """The second process fails in the middle of a step, which the first waits for."""
+    done = launch(FAILING, *command)
+    assert done.returncode != 0
+    assert "error in process 1: made to fail in its second step" in done.stderr
+    said = done.stderr.partition("torch/distributed/elastic")[0]  # what torchrun adds is another matter
+    assert "Traceback" not in said
+    assert not (tmp_path / "out" / "manifest.json").exists()
+
+
+def test_processes_that_have_read_other_records_do_not_train(
+    command: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The function goes through a set of texts, whose order Python draws anew in each process."""
+    assert main(command) == 0
+    before = contents(tmp_path / "out")
+    monkeypatch.delenv("PYTHONHASHSEED", raising=False)
+    done = launch("-m", "tastemaker", *command, "--data", "tests.parallel.jobs:in_any_order", "--replace")
+    assert done.returncode != 0
+    says = "error in process 0: tests.parallel.jobs:in_any_order: process 1 has read other records of --data than the"
+    assert says in done.stderr
+    assert contents(tmp_path / "out") == before
