@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from tastemaker.artefacts import claimed
 from tastemaker.commands.alone import stage
 from tastemaker.errors import ConfigError
 
@@ -122,3 +123,11 @@ def test_a_beginning_with_a_checkpoint_is_not_dropped_for_another_option(tmp_pat
         stage(out, "sft", Config(), {"seed": "0"}, killed, replace=False)
     stage(out, "sft", Config(epochs=2), {"seed": "1"}, work, replace=True)
     assert (out / "model.txt").exists()
+
+
+def test_a_folder_in_which_another_process_works_is_left_alone(out: Path) -> None:
+    with claimed(out), pytest.raises(ConfigError, match="another process works in"):
+        stage(out, "sft", Config(epochs=1), given(out), work)
+    assert (out / "model.txt").read_text() == "20 epochs"
+    stage(out, "sft", Config(epochs=1), given(out), lambda folder: None)
+    assert not (out / "model.txt").exists()

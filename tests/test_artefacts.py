@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import fcntl
 import json
 import os
 import shutil
@@ -20,13 +22,14 @@ from tastemaker.artefacts import (
     MANIFEST,
     STARTED,
     StageOutcome,
+    claimed,
     hash_path,
     hash_tree,
     read_json,
     read_manifest,
     run_stage,
 )
-from tastemaker.errors import AnswersMissing, DataError, TrainingError
+from tastemaker.errors import AnswersMissing, ConfigError, DataError, TrainingError
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -58,7 +61,8 @@ def stage(
     inputs: dict[str, Path | str] | None = None,
     keep: str | None = None,
 ) -> StageOutcome:
-    return run_stage(folder, stage="s", config=config or Settings(), inputs=inputs or {}, work=work, keep=keep)
+    with claimed(folder):
+        return run_stage(folder, stage="s", config=config or Settings(), inputs=inputs or {}, work=work, keep=keep)
 
 
 def contents(folder: Path) -> dict[str, str]:
@@ -422,3 +426,58 @@ def test_a_kill_while_the_mark_is_written_leaves_what_was_set_aside(out: Path) -
     with pytest.raises(DataError):
         stage(out, fails(DataError("bad")), config=Settings(rate=0.1))
     assert (out / "result.txt").read_text() == "old"
+
+
+HOLDING = """
+import sys, time
+from pathlib import Path
+from tastemaker.artefacts import claimed
+with claimed(Path(sys.argv[1])):
+    print("claimed", flush=True)
+    time.sleep(600)
+"""
+
+
+@pytest.mark.parametrize("spelt", ["out", "link/out", "there/../out"])
+def test_one_process_at_a_time_works_in_a_folder(tmp_path: Path, spelt: str) -> None:
+    """Until the other has ended, by a kill too."""
+    (tmp_path / "link").symlink_to(tmp_path)
+    (tmp_path / "there").mkdir()
+    out = tmp_path / "out"
+    with subprocess.Popen([sys.executable, "-c", HOLDING, str(out)], stdout=subprocess.PIPE, text=True) as other:
+        try:
+            assert other.stdout is not None
+            assert other.stdout.readline() == "claimed\n"
+            with pytest.raises(ConfigError, match=r"another process works in .*out; wait for its end, or give another"):
+                stage(tmp_path / spelt, writes("mine"))
+            assert not out.exists()
+            stage(tmp_path / "neighbour", writes("mine"))
+        finally:
+            other.kill()
+    stage(tmp_path / spelt, writes("mine"))
+    assert (out / "result.txt").read_text() == "mine"
+    assert not list(tmp_path.glob(".*"))
+
+
+def test_a_claim_that_was_given_up_in_between_is_made_again(out: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whoever held the file deletes it when it ends: a lock on what has no name any more keeps nobody out."""
+    flock, lock = fcntl.flock, out.with_name(f".{out.name}.lock")
+
+    def late(handle: int, operation: int) -> None:
+        monkeypatch.setattr(fcntl, "flock", flock)
+        lock.unlink()
+        flock(handle, operation)
+
+    monkeypatch.setattr(fcntl, "flock", late)
+    with claimed(out):
+        assert lock.exists()
+    assert list(out.parent.iterdir()) == []
+
+
+def test_a_file_system_without_locks_is_worked_on_all_the_same(out: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def unknown(*_: object) -> NoReturn:
+        raise OSError(errno.ENOLCK, "No locks available")
+
+    monkeypatch.setattr(fcntl, "flock", unknown)
+    stage(out, writes("one"))
+    assert [path.name for path in out.parent.iterdir()] == ["out"]

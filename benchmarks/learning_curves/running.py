@@ -18,7 +18,7 @@ import torch
 from benchmarks.learning_curves.results import Mode, Run
 
 from tastemaker import parallel
-from tastemaker.artefacts import read_json, read_manifest, run_stage, source_hash
+from tastemaker.artefacts import claimed, read_json, read_manifest, run_stage, source_hash
 from tastemaker.config import from_mapping
 from tastemaker.errors import ConfigError
 from tastemaker.inputs import Inputs
@@ -98,7 +98,8 @@ def perform(setup: Setup, mode: Mode, seed: int) -> Run:
             )
 
     folder = setup.out / f"{mode.name}-{seed}"
-    run_stage(folder, stage=f"learning-curves/{mode.name}", config=config, inputs=inputs.known, work=work)
+    with claimed(folder):
+        run_stage(folder, stage=f"learning-curves/{mode.name}", config=config, inputs=inputs.known, work=work)
     return read_run(folder, mode, seed)
 
 

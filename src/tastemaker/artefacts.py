@@ -8,21 +8,25 @@ order; timings are left out of what is compared.
 Where a check of the training stopped it, `started.json` says why, for whoever asks the doctor.
 
 A result that a stage replaces is set aside until the new one is finished. If something that was given turns out to be
-wrong before anything was written, the folder is left as it was found. A stage may name one file to `keep`: it is
-handed on to whatever task comes next in the folder, because people's answers belong to it.
+wrong before anything was written, the folder is left as it was found. One process at a time works in a folder
+(`claimed`). A stage may name one file to `keep`: it is handed on to whatever task comes next in the folder, because
+people's answers belong to it.
 """
 
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import hashlib
 import json
+import os
 import platform
 import resource
 import shutil
 import sys
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import cache
@@ -33,7 +37,7 @@ from typing import Any
 from tastemaker import __version__
 from tastemaker.config import to_json
 from tastemaker.console import say
-from tastemaker.errors import DataError, TastemakerError, TrainingError
+from tastemaker.errors import ConfigError, DataError, TastemakerError, TrainingError
 from tastemaker.files import atomic_write, write_json
 
 MANIFEST = "manifest.json"
@@ -68,7 +72,7 @@ def run_stage(
 
     `inputs` names files or folders, hashed by content, or plain strings, taken as they are. `work` keeps what it needs
     to resume under `folder/checkpoint`, which is removed at the end, and returns what else the manifest should tell.
-    `keep` is a file in the folder that stays when the config or an input changes.
+    The folder is to be `claimed`. `keep` is a file in the folder that stays when the config or an input changes.
     """
     task = {"stage": stage, "config": to_json(config), "inputs": _hash_inputs(inputs)}
     done = read_manifest(folder)
@@ -104,6 +108,51 @@ def run_stage(
     write_json(folder / MANIFEST, manifest)
     _tidy(folder)
     return StageOutcome(folder, skipped=False, seconds=seconds)
+
+
+@contextmanager
+def claimed(folder: Path) -> Iterator[None]:
+    """Within the block no other process works in the folder.
+
+    Raises:
+        ConfigError: another process works there.
+    """
+    place = folder.resolve()
+    lock = place.parent / f".{place.name}.lock"
+    handle = _lock(lock, folder)
+    try:
+        yield
+    finally:
+        if handle is not None:
+            lock.unlink(missing_ok=True)
+            os.close(handle)
+
+
+def _lock(path: Path, folder: Path) -> int | None:
+    """A file held by this process until it closes it or ends, however it ends. None where that cannot be had."""
+    while True:
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            handle = os.open(path, os.O_RDWR | os.O_CREAT)
+        except OSError:  # nothing can be written here, then by nobody else either
+            return None
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            if os.path.samestat(os.stat(path), os.fstat(handle)):
+                return handle
+        except BlockingIOError:
+            os.close(handle)
+            raise ConfigError(
+                f"another process works in {folder}; wait for its end, or give another folder. Several processes train "
+                "together where torchrun starts them."
+            ) from None
+        except FileNotFoundError:  # who held it has just ended, and deleted it
+            pass
+        except OSError:  # a file system without locks
+            path.unlink(missing_ok=True)
+            os.close(handle)
+            return None
+        os.close(handle)
 
 
 def read_manifest(folder: Path) -> dict[str, Any] | None:
@@ -289,7 +338,7 @@ def _put_back(folder: Path, keep: str | None) -> None:
 
 def _aside(folder: Path) -> Path:
     """Where a finished result waits until the one that replaces it is finished too."""
-    return folder.with_name(f".{folder.name}.before")
+    return folder.parent / f".{folder.name}.before"
 
 
 def _hash_inputs(inputs: Mapping[str, Path | str]) -> dict[str, str]:

@@ -17,7 +17,7 @@ from types import TracebackType
 from typing import Any, Self
 
 from tastemaker import parallel
-from tastemaker.artefacts import StageOutcome, library_versions, read_json, read_manifest, run_stage
+from tastemaker.artefacts import StageOutcome, claimed, library_versions, read_json, read_manifest, run_stage
 from tastemaker.checkpoint import load_policy
 from tastemaker.config import to_json
 from tastemaker.console import say
@@ -271,7 +271,9 @@ class Round:
 
     def run(self, name: str, config: Any, inputs: Inputs, work: Work, *, keep: str | None = None) -> None:
         say(f"{name}")
-        outcome = run_stage(self.folder / name, stage=name, config=config, inputs=inputs.known, work=work, keep=keep)
+        folder = self.folder / name
+        with claimed(folder):
+            outcome = run_stage(folder, stage=name, config=config, inputs=inputs.known, work=work, keep=keep)
         say(f"  up to date ({outcome.seconds:.0f} s then)" if outcome.skipped else f"  done in {outcome.seconds:.0f} s")
         self.outcomes[name] = outcome
         parallel.give_back_memory()

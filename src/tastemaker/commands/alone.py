@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from tastemaker import processes
-from tastemaker.artefacts import CHECKPOINT, STARTED, hash_path, read_manifest, run_stage, with_effect
+from tastemaker.artefacts import CHECKPOINT, STARTED, claimed, hash_path, read_manifest, run_stage, with_effect
 from tastemaker.commands.loading import heavy_imports
 from tastemaker.config import to_json
 from tastemaker.console import say
@@ -42,12 +42,13 @@ def stage(
     """
 
     def alone(work: Work) -> None:
-        _check_place(out, stage)
         _check_apart(out, inputs)
-        hashed = {name: hash_path(value) if isinstance(value, Path) else value for name, value in inputs.items()}
-        if not replace:
-            _check_same(out, to_json(config), hashed)
-        outcome = run_stage(out, stage=stage, config=config, inputs=hashed, work=work)
+        with claimed(out):
+            _check_place(out, stage)
+            hashed = {name: hash_path(value) if isinstance(value, Path) else value for name, value in inputs.items()}
+            if not replace:
+                _check_same(out, to_json(config), hashed)
+            outcome = run_stage(out, stage=stage, config=config, inputs=hashed, work=work)
         say(f"{out} is up to date" if outcome.skipped else f"{out} written in {outcome.seconds:.0f} s")
         if result is not None:
             say(result(out))
