@@ -61,7 +61,7 @@ def stage(
     inputs: dict[str, Path | str] | None = None,
     keep: str | None = None,
 ) -> StageOutcome:
-    with claimed(folder):
+    with claimed(folder, keep=keep):
         return run_stage(folder, stage="s", config=config or Settings(), inputs=inputs or {}, work=work, keep=keep)
 
 
@@ -426,6 +426,27 @@ def test_a_kill_while_the_mark_is_written_leaves_what_was_set_aside(out: Path) -
     with pytest.raises(DataError):
         stage(out, fails(DataError("bad")), config=Settings(rate=0.1))
     assert (out / "result.txt").read_text() == "old"
+
+
+def test_what_a_kill_left_set_aside_is_put_back_before_anything_is_looked_at(out: Path) -> None:
+    """Whether the new folder was there already or not; once there is something new in it, the old one stays aside."""
+    stage(out, writes("old"))
+    before = contents(out)
+    begun: dict[str, str] | None
+    for begun in (None, {STARTED: "{}"}, {f".{STARTED}.123.partial": "{"}):
+        out.rename(out.with_name(f".{out.name}.before"))
+        if begun is not None:
+            out.mkdir()
+            for name, text in begun.items():
+                (out / name).write_text(text)
+        with claimed(out):
+            assert contents(out) == before
+    assert [path.name for path in out.parent.iterdir()] == ["out"]
+    out.rename(out.with_name(f".{out.name}.before"))
+    out.mkdir()
+    (out / "new").write_text("x")
+    with claimed(out):
+        assert contents(out) == {"new": "x"}
 
 
 HOLDING = """

@@ -8,9 +8,9 @@ order; timings are left out of what is compared.
 Where a check of the training stopped it, `started.json` says why, for whoever asks the doctor.
 
 A result that a stage replaces is set aside until the new one is finished. If something that was given turns out to be
-wrong before anything was written, the folder is left as it was found. One process at a time works in a folder
-(`claimed`). A stage may name one file to `keep`: it is handed on to whatever task comes next in the folder, because
-people's answers belong to it.
+wrong before anything was written, the folder is left as it was found; after a kill whoever comes next in the
+folder sees to it. One process at a time works in a folder (`claimed`). A stage may name one file to `keep`: it is
+handed on to whatever task comes next in the folder, because people's answers belong to it.
 """
 
 from __future__ import annotations
@@ -111,8 +111,8 @@ def run_stage(
 
 
 @contextmanager
-def claimed(folder: Path) -> Iterator[None]:
-    """Within the block no other process works in the folder.
+def claimed(folder: Path, *, keep: str | None = None) -> Iterator[None]:
+    """Within the block no other process works in the folder. What a kill had left set aside there is put back first.
 
     Raises:
         ConfigError: another process works there.
@@ -121,6 +121,10 @@ def claimed(folder: Path) -> Iterator[None]:
     lock = place.parent / f".{place.name}.lock"
     handle = _lock(lock, folder)
     try:
+        for torn in folder.glob(f".{STARTED}.*.partial"):  # by a kill before anything was begun
+            torn.unlink()
+        if _aside(folder).exists():
+            _put_back(folder, keep)
         yield
     finally:
         if handle is not None:
@@ -266,8 +270,6 @@ def _outputs_stand(folder: Path, done: Mapping[str, Any]) -> bool:
 def _prepare(folder: Path, task: Mapping[str, Any], keep: str | None) -> dict[str, Any]:
     """Keep the folder if the same task was interrupted there, else empty it. What is known of that beginning."""
     started, earlier = folder / STARTED, dict[str, Any]()
-    for torn in folder.glob(f".{STARTED}.*.partial"):  # by a kill in the middle of this: nothing was begun
-        torn.unlink()
     if started.exists():
         with contextlib.suppress(json.JSONDecodeError):
             earlier = json.loads(started.read_text(encoding="utf-8"))
@@ -331,7 +333,8 @@ def _put_back(folder: Path, keep: str | None) -> None:
 
     if any(is_new(path) for path in folder.rglob("*")):
         return
-    shutil.rmtree(folder)
+    if folder.exists():
+        shutil.rmtree(folder)
     if _aside(folder).exists():
         _aside(folder).rename(folder)
 

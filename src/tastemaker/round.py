@@ -272,7 +272,7 @@ class Round:
     def run(self, name: str, config: Any, inputs: Inputs, work: Work, *, keep: str | None = None) -> None:
         say(f"{name}")
         folder = self.folder / name
-        with claimed(folder):
+        with claimed(folder, keep=keep):
             outcome = run_stage(folder, stage=name, config=config, inputs=inputs.known, work=work, keep=keep)
         say(f"  up to date ({outcome.seconds:.0f} s then)" if outcome.skipped else f"  done in {outcome.seconds:.0f} s")
         self.outcomes[name] = outcome

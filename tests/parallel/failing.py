@@ -1,8 +1,12 @@
-"""`tastemaker` in several processes, the second of which fails in its second step of fine-tuning."""
+"""`failing.py PROCESSES STEP COMMAND ...`: `tastemaker` in several processes, some of which fail in a step.
+
+PROCESSES are their numbers, like 01, and steps count from 1. If it fails, the first does so a second later.
+"""
 
 from __future__ import annotations
 
 import sys
+import time
 from collections.abc import Sequence
 
 from tastemaker import processes
@@ -18,11 +22,12 @@ loss, calls = sft._example_loss, list[int]()
 
 def failing(policy: LanguageModel, batch: Sequence[Example], num_tokens: float) -> Loss:
     calls.append(len(batch))
-    if processes.number() == 1 and len(calls) == 2:
-        raise TrainingError("made to fail in its second step")
+    if str(processes.number()) in sys.argv[1] and len(calls) == int(sys.argv[2]):
+        time.sleep(processes.is_first())
+        raise TrainingError("made to fail", finding="not-finite")
     return loss(policy, batch, num_tokens)
 
 
 if __name__ == "__main__":
     sft._example_loss = failing
-    sys.exit(main())
+    sys.exit(main(sys.argv[3:]))

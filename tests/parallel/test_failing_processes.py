@@ -30,12 +30,26 @@ def contents(folder: Path) -> dict[str, bytes]:
 
 def test_an_error_of_one_process_ends_the_job(command: list[str], tmp_path: Path) -> None:
     """The second process fails in the middle of a step, which the first waits for."""
-    done = launch(FAILING, *command)
+    done = launch(FAILING, "1", "2", *command)
     assert done.returncode != 0
-    assert "error in process 1: made to fail in its second step" in done.stderr
+    assert "error in process 1: made to fail" in done.stderr
     said = done.stderr.partition("torch/distributed/elastic")[0]  # what torchrun adds is another matter
     assert "Traceback" not in said
     assert not (tmp_path / "out" / "manifest.json").exists()
+
+
+def test_an_error_of_another_process_leaves_the_earlier_result(
+    command: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Whether the first process still sees to it or is ended before, the next command finds it."""
+    assert main(command) == 0
+    before = contents(tmp_path / "out")
+    done = launch(FAILING, "1", "1", *command, "--batch-size", "3", "--replace")
+    assert "error in process 1: made to fail" in done.stderr
+    assert main(command) == 0
+    assert "out is up to date" in capsys.readouterr().err
+    assert contents(tmp_path / "out") == before
+    assert not list(tmp_path.glob(".*"))
 
 
 def test_processes_that_have_read_other_records_do_not_train(

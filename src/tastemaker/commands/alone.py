@@ -68,7 +68,8 @@ def _together(alone: Callable[[Work], None], out: Path, work: Work) -> None:
     def announced(folder: Path) -> Mapping[str, Any]:
         nonlocal told
         told = parallel.from_first(True)
-        return {**(work(folder) or {}), "processes": processes.count()}
+        with parallel.joined():  # in here too: what an error of this kind leaves is looked after as of any other
+            return {**(work(folder) or {}), "processes": processes.count()}
 
     with parallel.joined():
         if processes.is_first():
