@@ -8,6 +8,7 @@ from __future__ import annotations
 import importlib
 import os
 import sys
+import time
 import traceback
 from collections.abc import Sequence
 from typing import NoReturn
@@ -33,6 +34,10 @@ COMMANDS = {
 }
 # What several processes can do together; `torchrun` starts them.
 TOGETHER = ("sft", "reward", "ppo", "dpo")
+INTERRUPTED = 130
+# What stops all processes at once the first writes down for the doctor, and puts an earlier result back.
+# `torchrun` ends it as soon as another one ends, which so waits: long enough for a slow file system, and nobody minds.
+GRACE_SECONDS = 5.0
 EPILOGUE = """\
 `tastemaker COMMAND --help` lists a command's options. A recipe's fields can be set on the command line:
   tastemaker run recipes/tiny.toml --out out/demo --seed 1 --policy.ppo-ptx.kl-coef 0.05
@@ -65,7 +70,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _one_of_several(arguments: Sequence[str] | None) -> NoReturn:
-    """The same, and this process ends; after an error it does not wait for others, which `torchrun` ends then."""
+    """The same, and this process ends; after an error `torchrun` ends the others then."""
     try:
         code = _run(arguments)
     except Exception:
@@ -75,6 +80,9 @@ def _one_of_several(arguments: Sequence[str] | None) -> NoReturn:
         from tastemaker import parallel
 
         parallel.leave()
+    elif code != INTERRUPTED and not processes.is_first():
+        sys.stderr.flush()
+        time.sleep(GRACE_SECONDS)
     processes.end(code)
 
 
@@ -110,7 +118,7 @@ def _run(arguments: Sequence[str] | None) -> int:
         return 2
     except KeyboardInterrupt:
         print("interrupted; the same command continues where it stopped", file=sys.stderr)
-        return 130
+        return INTERRUPTED
     return code or 0
 
 

@@ -7,7 +7,7 @@ and takes its turns at it; since losses are divided by denominators of the whole
 (FSDP2 would take their mean) to those of one process. All must call the same collectives in the same order, so a
 process that has no micro-batch left computes one whose gradient is multiplied by 0.
 
-A process that fails ends at once, without a word to the others; `torchrun` ends those.
+A process that fails ends without a word to the others; `torchrun` ends those.
 """
 
 from __future__ import annotations

@@ -9,6 +9,7 @@ from tests.models import save_model
 from tests.parallel import jobs
 from tests.parallel.launching import ROOT, launch
 
+from tastemaker.artefacts import read_json
 from tastemaker.cli import main
 from tastemaker.files import write_records
 
@@ -50,6 +51,14 @@ def test_an_error_of_another_process_leaves_the_earlier_result(
     assert "out is up to date" in capsys.readouterr().err
     assert contents(tmp_path / "out") == before
     assert not list(tmp_path.glob(".*"))
+
+
+def test_what_stops_all_reaches_the_doctor_though_the_first_process_is_late(command: list[str], tmp_path: Path) -> None:
+    done = launch(FAILING, "01", "2", *command)
+    for number in (0, 1):
+        assert f"error in process {number}: made to fail" in done.stderr
+    stopped = read_json(tmp_path / "out" / "started.json")["stopped"]
+    assert stopped == {"message": "made to fail", "finding": "not-finite"}
 
 
 def test_processes_that_have_read_other_records_do_not_train(
