@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from tastemaker.artefacts import claimed, hash_path, read_manifest
+from tastemaker.artefacts import hash_path, read_manifest
 from tastemaker.config import from_mapping
 from tastemaker.errors import AnswersMissing, ConfigError, DataError
 from tastemaker.files import read_demonstrations, read_rankings, write_records
@@ -476,14 +476,6 @@ def test_what_was_sampled_for_judges_is_not_sampled_again(people: People) -> Non
 
 
 # --- prompts and rankings that do not fit ---------------------------------------------------------------------------
-
-
-def test_a_stage_that_another_process_works_on_is_left_alone(random_base: Path, data: Path, tmp_path: Path) -> None:
-    with (
-        claimed(tmp_path / "round-1/1-prompts"),
-        pytest.raises(ConfigError, match=r"another process works in .*1-prompts"),
-    ):
-        run(settings(random_base, data), tmp_path, "prompts")
 
 
 def test_prompts_longer_than_the_context_are_left_out_at_the_intake(

@@ -1,4 +1,4 @@
-"""Text that is trained on is no held-out text: a run says so before it begins."""
+"""What a run refuses before it begins: held-out text that is trained on, and a folder that another process works in."""
 
 from __future__ import annotations
 
@@ -7,8 +7,9 @@ from pathlib import Path
 
 import pytest
 
+from tastemaker.artefacts import claimed
 from tastemaker.config import load_recipe
-from tastemaker.errors import DataError
+from tastemaker.errors import ConfigError, DataError
 from tastemaker.recipe import Recipe
 from tastemaker.round import Round
 from tastemaker.settings import PpoConfig
@@ -50,3 +51,12 @@ def test_text_that_nothing_is_trained_on_may_be_any(tmp_path: Path) -> None:
     }
     with Round(replace(recipe, text=text, sft=sft, policy=policy), tmp_path) as one:
         one._check_text()
+
+
+def test_a_stage_that_another_process_works_on_is_left_alone(tmp_path: Path) -> None:
+    with (
+        Round(load_recipe(RECIPE, Recipe), tmp_path) as one,
+        claimed(one.folder / "1-prompts"),
+        pytest.raises(ConfigError, match=r"another process works in .*1-prompts"),
+    ):
+        one.prompts()
