@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from datetime import timedelta
 from typing import TYPE_CHECKING
 
 import pytest
@@ -269,8 +270,10 @@ def test_an_answer_on_an_old_page_ends_the_newer_lease(
     """Or else the rater would be asked again what they have answered."""
     fill(service, make, count=2, overlap=2)
     old = id_of(desk.next_task("ann", "study"))
+    service.claim("study", "cat", lease=timedelta(days=2))
     clock.now += 31 * MINUTE
     assert id_of(desk.next_task("bob", "study")) == old
+    service.release("study", "cat")
     new = desk.next_task("ann", "study")
     assert (key(new), id_of(new) != old) == ("key-0", True)
     assert desk.submit("ann", old, write("late")) == "extra"
@@ -350,9 +353,11 @@ def test_a_draft_outlives_its_lease_and_follows_its_rater_to_another_slot(
         text = {output.letter: output.text for output in old.task.outputs}
         body = {"rank-A": "1", "rank-B": "2", "choice": "C", "note": "A"}
         version = desk.save_draft("ann", id_of(old), body, 0)
+        service.claim("study", "cat", lease=timedelta(days=2))  # or else bob would get the slot that is never left
         clock.now += 31 * MINUTE
         taken = service.claim("study", "bob")[0]
         assert taken.id == id_of(old)
+        service.release("study", "cat")
         version = desk.save_draft("ann", id_of(old), body, version)  # after its lease
         new = desk.next_task("ann", "study")
         assert new is not None

@@ -145,8 +145,22 @@ class Play:
         assert {each.response for each in counted} <= set(self.acknowledged.values())
         assert len(counted) == self.service.progress(self.study).answered
         assert "key-4" not in {each.prompt.about.id for each in counted}
+        assert self.kept_waiting() == [], "an answer is extra though nobody has its slot"
         with self.store.write() as connection:  # so that desks have no more to look through with every example
             connection.execute(sa.update(studies).where(studies.c.name == self.study).values(closed_at=0.0))
+
+    def kept_waiting(self) -> list[str]:
+        """Open slots that were answered by a rater who has none of the item."""
+        theirs = assignments.alias()
+        has_one = sa.exists().where(theirs.c.item_id == assignments.c.item_id, theirs.c.rater_id == leases.c.rater_id)
+        answered = (
+            sa.select(assignments.c.id)
+            .join(leases, leases.c.assignment_id == assignments.c.id)
+            .join(answers, answers.c.lease_id == leases.c.id)
+            .where(assignments.c.state == "open", ~has_one)
+        )
+        with self.store.read() as connection:
+            return list(connection.execute(answered).scalars())
 
 
 @settings(max_examples=15, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])

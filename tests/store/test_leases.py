@@ -50,6 +50,16 @@ def two_slots(service: LabelService, make: Make) -> LabelService:
     return service
 
 
+def taken_over(service: LabelService, clock: Clock) -> tuple[Task, Task]:
+    """Ann's task and bob's, of one slot: her lease ended, and cat has the item's other slot for two days."""
+    (ann,) = service.claim("study", "ann")
+    service.claim("study", "cat", lease=timedelta(days=2))
+    clock.now += 31 * MINUTE
+    (bob,) = service.claim("study", "bob")
+    assert bob.id == ann.id
+    return ann, bob
+
+
 def test_items_come_in_order_and_never_twice(service: LabelService, make: Make) -> None:
     service.queue(make.study("demonstration", overlap=2), make.items(5, outputs=0))
     make.raters(service, "ann", "bob", "cat")
@@ -105,17 +115,80 @@ def test_a_lease_ends_after_its_time_and_not_before(two_slots: LabelService, clo
 def test_an_answer_after_the_lease_counts_while_nobody_else_has_the_slot(two_slots: LabelService, clock: Clock) -> None:
     (task,) = two_slots.claim("study", "ann")
     clock.now += 31 * MINUTE
-    two_slots.claim("study", "bob")  # ends ann's lease and takes her slot's place in the order: slot 0
-    two_slots.release("study", "bob")
+    (bob,) = two_slots.claim("study", "bob")  # ends ann's lease
     assert two_slots.submit(task.id, task.token, write("late")) == "counted"
-    assert written(two_slots) == [("ann", "late")]
+    assert two_slots.submit(bob.id, bob.token, write("his")) == "counted"
+    assert written(two_slots) == [("ann", "late"), ("bob", "his")]
+    assert two_slots.progress("study").missing == 0
+
+
+def test_a_slot_waits_for_its_rater_as_long_as_another_will_do(two_slots: LabelService, clock: Clock) -> None:
+    (bob,) = two_slots.claim("study", "bob")
+    (ann,) = two_slots.claim("study", "ann")
+    clock.now += 31 * MINUTE
+    (again,) = two_slots.claim("study", "ann")
+    assert again.id == ann.id  # her own before the first
+    (cat,) = two_slots.claim("study", "cat")
+    assert cat.id == bob.id  # no other is left
+    clock.now += 31 * MINUTE
+    assert [task.id for task in two_slots.claim("study", "bob")] == [bob.id]  # his own, though cat has had it too
+
+
+def test_ones_own_slot_comes_before_one_that_waits_for_nobody(
+    two_slots: LabelService, store: Store, clock: Clock
+) -> None:
+    (bob,) = two_slots.claim("study", "bob")
+    (ann,) = two_slots.claim("study", "ann")
+    Desk(store, clock=clock).skip("bob", bob.id)
+    clock.now += 31 * MINUTE
+    assert [task.id for task in two_slots.claim("study", "ann")] == [ann.id]
+    assert [task.id for task in two_slots.claim("study", "cat")] == [bob.id]
+
+
+@pytest.mark.parametrize("end", ["release", "skip", "time"])
+def test_an_extra_answer_takes_its_slot_when_that_opens_again(
+    service: LabelService, make: Make, store: Store, clock: Clock, end: str
+) -> None:
+    service.queue(make.study("demonstration"), make.items(1, outputs=0))
+    make.raters(service, "ann", "bob", "cat", "dan")
+    tasks = {}
+    for name in ("ann", "bob", "cat"):
+        (tasks[name],) = service.claim("study", name)
+        clock.now += 31 * MINUTE
+    service.claim("study", "dan")
+    for name in ("bob", "ann"):
+        assert service.submit(tasks[name].id, tasks[name].token, write(name)) == "extra"
+    if end == "release":
+        assert service.release("study", "dan") == 0  # none is open then
+    elif end == "skip":
+        Desk(store, clock=clock).skip("dan", tasks["ann"].id)
+    else:
+        clock.now += 31 * MINUTE
+        assert service.claim("study", "cat") == []
+    assert written(service) == [("ann", "ann")]  # the earliest lease's answer
+    progress = service.progress("study")
+    assert (progress.answered, progress.open, progress.extra) == (1, 0, 1)
+    service.revise(tasks["ann"].id, "ann", write("better"))
+    assert written(service) == [("ann", "better")]
+
+
+def test_two_extra_answers_of_one_rater_take_one_slot(two_slots: LabelService, clock: Clock) -> None:
+    (old, _) = taken_over(two_slots, clock)
+    two_slots.release("study", "cat")
+    (new,) = two_slots.claim("study", "ann")
+    clock.now += 31 * MINUTE
+    for name in ("bob", "cat"):  # each the slot that they had
+        two_slots.claim("study", name)
+    assert two_slots.submit(new.id, new.token, write("new")) == "extra"
+    assert two_slots.submit(old.id, old.token, write("old")) == "extra"
+    clock.now += 31 * MINUTE
+    (bob,) = two_slots.claim("study", "bob")
+    assert bob.id == new.id
+    assert written(two_slots) == [("ann", "old")]
 
 
 def test_a_late_answer_is_kept_as_extra(two_slots: LabelService, clock: Clock, store: Store) -> None:
-    (ann,) = two_slots.claim("study", "ann")
-    clock.now += 31 * MINUTE
-    (bob,) = two_slots.claim("study", "bob")
-    assert bob.id == ann.id
+    ann, bob = taken_over(two_slots, clock)
     assert two_slots.submit(ann.id, ann.token, write("late")) == "extra"
     assert two_slots.submit(ann.id, ann.token, write("late")) == "extra"  # a second click
     assert two_slots.submit(bob.id, bob.token, write("in time")) == "counted"
@@ -127,6 +200,7 @@ def test_a_late_answer_is_kept_as_extra(two_slots: LabelService, clock: Clock, s
         bodies = connection.execute(sa.select(answers.c.body).order_by(answers.c.id)).scalars().all()
     assert bodies == ["late", "in time", "later still"]
     # She has answered this item: she is not asked again, though a slot is open.
+    assert two_slots.release("study", "cat") == 1
     assert two_slots.claim("study", "ann") == []
     assert len(two_slots.claim("study", "cat")) == 1
 
@@ -141,32 +215,29 @@ def test_a_lease_that_ended_unanswered_does_not_bar_its_rater(two_slots: LabelSe
 
 
 def test_anothers_answer_does_not_stand_for_ones_own(two_slots: LabelService, clock: Clock) -> None:
-    (ann,) = two_slots.claim("study", "ann")
-    clock.now += 31 * MINUTE
-    (bob,) = two_slots.claim("study", "bob")
+    ann, bob = taken_over(two_slots, clock)
     two_slots.submit(bob.id, bob.token, write("his"))
+    two_slots.release("study", "cat")
     (again,) = two_slots.claim("study", "ann")  # she has answered nothing
-    assert (bob.id, again.id != ann.id) == (ann.id, True)
+    assert again.id != ann.id
 
 
 def test_ones_own_late_answer_bars_though_the_slot_is_anothers(two_slots: LabelService, clock: Clock) -> None:
-    (ann,) = two_slots.claim("study", "ann")
-    clock.now += 31 * MINUTE
-    two_slots.claim("study", "bob")
+    ann, _ = taken_over(two_slots, clock)
     assert two_slots.submit(ann.id, ann.token, write("late")) == "extra"
+    two_slots.release("study", "cat")
     assert two_slots.claim("study", "ann") == []  # and hers is the only answer that there is
 
 
 def test_a_late_answer_of_one_who_has_the_item_anew_is_extra(two_slots: LabelService, clock: Clock) -> None:
-    (old,) = two_slots.claim("study", "ann")
-    clock.now += 31 * MINUTE
-    (bob,) = two_slots.claim("study", "bob")
+    old, _ = taken_over(two_slots, clock)
+    two_slots.release("study", "cat")
     (new,) = two_slots.claim("study", "ann")
     two_slots.release("study", "bob")
-    assert old.id == bob.id
     assert two_slots.submit(old.id, old.token, write("late")) == "extra"
     assert two_slots.submit(new.id, new.token, write("new")) == "counted"
     assert written(two_slots) == [("ann", "new")]
+    assert len(two_slots.claim("study", "bob")) == two_slots.release("study", "bob") == 1  # nor does it take that slot
 
 
 def test_an_answer_under_an_old_lease_of_the_same_rater_counts(two_slots: LabelService, clock: Clock) -> None:

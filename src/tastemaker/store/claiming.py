@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import sqlalchemy as sa
 
 from tastemaker.errors import StoreError
-from tastemaker.store.questions import Study
+from tastemaker.store.questions import CHUNK, Study
 from tastemaker.store.schema import answers, assignments, gold, leases, raters, remarks, study_raters
 from tastemaker.store.tasks import Turn
 
@@ -92,7 +92,11 @@ def is_free(study: Study, now: float) -> sa.ColumnElement[bool]:
 
 
 def open_slots(study: Study, rater_id: int, turn: Turn | None = None) -> sa.Select[str]:
-    """The open slots that a rater may have, one an item: of items that they have not met."""
+    """The open slots that a rater may have, one an item: of items that they have not met.
+
+    Without a turn it is the item's slot that they have had before, or else one that waits for nobody, or else any; of
+    several the first.
+    """
     is_open = (assignments.c.study_id == study.id, assignments.c.state == "open", is_work(study))
     select = sa.select(assignments.c.id).where(*is_open, ~has_met(rater_id, assignments.c.item_id))
     if turn is not None:
@@ -100,13 +104,30 @@ def open_slots(study: Study, rater_id: int, turn: Turn | None = None) -> sa.Sele
         # After each round of items the turns move on by one, so that raters do not always meet the same others.
         shift = assignments.c.sequence // (study.overlap * turn.of)
         return select.where((assignments.c.sequence + shift) % turn.of == turn.index)
-    earlier = assignments.alias()
+    # A slot whose lease ended unanswered waits for its rater as long as another will do. Taken at once, it would make
+    # their late answer an extra one, and leave a slot over that neither of them may have.
+    other = assignments.alias()
+    better = sa.tuple_(_waiting(other, rater_id), other.c.slot) < sa.tuple_(
+        _waiting(assignments, rater_id), assignments.c.slot
+    )
     return select.where(
         ~sa.exists().where(
-            earlier.c.item_id == assignments.c.item_id,
-            earlier.c.state == "open",
-            earlier.c.slot < assignments.c.slot,
+            other.c.item_id == assignments.c.item_id,
+            other.c.slot != assignments.c.slot,
+            other.c.state == "open",
+            better,
         )
+    )
+
+
+def _waiting(slot: sa.FromClause, rater_id: int) -> sa.ColumnElement[int]:
+    """Of open slots: 0 where this rater has had it, 2 where it waits for another's answer, 1 where for nobody's."""
+    begun = leases.alias()
+    of_slot = sa.exists().where(begun.c.assignment_id == slot.c.id).correlate(slot)
+    return sa.case(
+        (of_slot.where(begun.c.rater_id == rater_id), 0),
+        (of_slot.where(begun.c.rater_id != rater_id, ~is_finished(begun)), 2),
+        else_=1,
     )
 
 
@@ -130,9 +151,41 @@ def lease(connection: sa.Connection, chosen: sa.Select[str], rater_id: int, *, n
 
 
 def end_leases(connection: sa.Connection, *which: sa.ColumnElement[bool]) -> int:
-    """Open the leased slots that `which` selects to everybody; returns how many."""
-    return connection.execute(
+    """Open the leased slots that `which` selects to everybody; returns how many are open then.
+
+    A slot under whose earlier lease an extra answer was given is not: that answer takes it, the earliest lease's first.
+    """
+    ended = connection.execute(
         sa.update(assignments)
         .where(assignments.c.state == "leased", *which)
         .values(state="open", rater_id=None, claim_token=None, leased_until=None)
-    ).rowcount
+        .returning(assignments.c.id)
+    ).scalars()
+    slots = list(ended)
+    taken = 0
+    for start in range(0, len(slots), CHUNK):
+        late = (
+            sa.select(leases.c.assignment_id, assignments.c.item_id, leases.c.rater_id, leases.c.token)
+            .join(assignments, assignments.c.id == leases.c.assignment_id)
+            .where(leases.c.assignment_id.in_(slots[start : start + CHUNK]))
+            .where(sa.exists().where(answers.c.lease_id == leases.c.id))
+            .order_by(leases.c.id)
+        )
+        for row in connection.execute(late).all():
+            taken += give_back(connection, row.assignment_id, row.item_id, row.rater_id, row.token)
+    return len(slots) - taken
+
+
+def give_back(connection: sa.Connection, slot: str, item_id: int, rater_id: int, token: str) -> bool:
+    """Give a slot to an answer under a lease that has ended, unless someone else has it or its rater another one."""
+    other = assignments.alias()
+    elsewhere = sa.exists().where(other.c.item_id == item_id, other.c.rater_id == rater_id, other.c.id != slot)
+    free = sa.or_(
+        assignments.c.state == "open", sa.and_(assignments.c.state == "leased", assignments.c.rater_id == rater_id)
+    )
+    given = connection.execute(
+        sa.update(assignments)
+        .where(assignments.c.id == slot, free, ~elsewhere)
+        .values(state="done", rater_id=rater_id, claim_token=token, leased_until=None)
+    )
+    return given.rowcount == 1

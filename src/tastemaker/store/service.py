@@ -107,7 +107,7 @@ class LabelService:
     ) -> list[Task]:
         """Lease up to `limit` slots to a rater, first items first; an empty list says that none is left for them.
 
-        With a `turn`, only the slots of that turn; without, the first open slot of each item the rater has not had.
+        With a `turn`, only the slots of that turn; without, an open slot of each item the rater has not had.
         A closed study has nothing left for anybody. Gold and screening items are handed out at the desk alone.
         """
         with self._store.write() as connection:

@@ -1,7 +1,8 @@
 """The answering side of the store's SQL: checking answers whole, and appending them.
 
 An answer hangs on the lease under which it was given. It counts if its lease is the one that the slot names; whoever
-submits under an ended lease gets the slot back if nobody has it and else is kept as an extra answer.
+submits under an ended lease gets the slot back if nobody has it and else is kept as an extra answer, until the slot
+opens again (`claiming.end_leases`).
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ import sqlalchemy as sa
 
 from tastemaker.errors import StoreError
 from tastemaker.records import Origin
+from tastemaker.store.claiming import give_back
 from tastemaker.store.database import Store
 from tastemaker.store.questions import CHUNK, replaced_guidelines
 from tastemaker.store.schema import (
@@ -85,7 +87,7 @@ class Submitting:
         standings: list[Standing] = []
         rows: list[dict[str, object]] = []
         for submission, lease in accepted:
-            counts = lease.counts or (lease.revision is None and self._take_back(lease))
+            counts = lease.counts or (lease.revision is None and self._give_back(lease))
             standings.append("counted" if counts else "extra")
             row = self._row(lease, submission.answer, submission.seconds, submission.guideline_version)
             if lease.revision is None or row["body"] != lease.body:
@@ -162,22 +164,8 @@ class Submitting:
                 [{"task": lease.task_id} for lease in done],
             )
 
-    def _take_back(self, lease: _Lease) -> bool:
-        """Give the slot of an ended lease back to its rater, unless someone else has it or they have the item anew."""
-        other = assignments.alias()
-        elsewhere = sa.exists().where(
-            other.c.item_id == lease.item_id, other.c.rater_id == lease.rater_id, other.c.id != lease.task_id
-        )
-        free = sa.or_(
-            assignments.c.state == "open",
-            sa.and_(assignments.c.state == "leased", assignments.c.rater_id == lease.rater_id),
-        )
-        taken = self._connection.execute(
-            sa.update(assignments)
-            .where(assignments.c.id == lease.task_id, free, ~elsewhere)
-            .values(state="done", rater_id=lease.rater_id, claim_token=lease.token, leased_until=None)
-        )
-        return taken.rowcount == 1
+    def _give_back(self, lease: _Lease) -> bool:
+        return give_back(self._connection, lease.task_id, lease.item_id, lease.rater_id, lease.token)
 
     def _check_guideline(self, lease: _Lease, version: str | None) -> None:
         if version is None or version == lease.guideline_version:
