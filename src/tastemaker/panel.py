@@ -61,10 +61,12 @@ def collect(
         wanted = [answer for answer in read(study.name) if slot(answer)[0] in place]
         return sorted(wanted, key=lambda answer: place[slot(answer)[0]])
 
+    # Read before the answers: one that comes in between is still missed then, and never left out as if all were there.
+    open_slots = service.progress(study.name).missing  # an item made gold meanwhile waits for nobody
     found = answers()
     answered = Counter(key for key, _ in set(map(slot, found)))  # a rating answers for each of its item's outputs
     unanswered = sum(max(0, study.overlap - answered[key]) for key in place)
-    missing = min(unanswered, service.progress(study.name).missing)  # an item made gold meanwhile waits for nobody
+    missing = min(unanswered, open_slots)
     if not missing:
         return found
     if panel.of_people:

@@ -12,8 +12,9 @@ import sqlalchemy as sa
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from tastemaker.errors import StoreError
-from tastemaker.records import About, Author, Message, Prompt, Response
+from tastemaker.errors import AnswersMissing, StoreError
+from tastemaker.panel import Panel, collect
+from tastemaker.records import About, Author, Demonstration, Message, Prompt, Response
 from tastemaker.store import LabelService, Store
 from tastemaker.store.schema import answers
 from tastemaker.store.tasks import (
@@ -84,6 +85,29 @@ BAD: list[tuple[StudyKind, Answer, str]] = [
     ("rating", RatingAnswer({"A": OutputRating(0), "B": OutputRating(4)}), "quality of A is 0"),
     ("rating", RatingAnswer({"A": OutputRating(4, ("rude",)), "B": OutputRating(4)}), "flags of A hold rude; allowed"),
 ]
+
+
+def test_a_stage_returns_with_all_answers_or_says_that_some_are_missing(service: LabelService, make: Make) -> None:
+    """The last answer comes right after the answers were read."""
+    late = [one_task(service, make, "demonstration")]
+
+    def read(study: str) -> list[Demonstration]:
+        found = service.demonstrations(study)
+        for task in late:
+            service.submit(task.id, task.token, GOOD["demonstration"])
+        late.clear()
+        return found
+
+    def collected() -> list[Demonstration]:
+        items = [make.item("key", OUTPUTS["demonstration"])]
+        panel = Panel(group="team", address="here")
+        return collect(
+            service, make.study("demonstration"), items, panel, read=read, slot=lambda one: ("key", one.author.rater)
+        )
+
+    with pytest.raises(AnswersMissing):
+        collected()
+    assert [one.response for one in collected()] == ["Gladly."]
 
 
 @pytest.mark.parametrize(("kind", "answer", "message"), BAD)
