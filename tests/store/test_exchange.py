@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from tastemaker.errors import DataError
-from tastemaker.store import LabelService
+from tastemaker.store import LabelService, Store
+from tastemaker.store.desk import Desk
 from tastemaker.store.exchange import FileReport
 from tastemaker.store.tasks import StudyKind
 
@@ -159,3 +160,16 @@ def test_files_that_are_no_task_files(service: LabelService, path: Path) -> None
     path.write_bytes(b"\xff\xfe{")
     with pytest.raises(DataError, match="is not UTF-8 text"):
         service.answers_from_file(path)
+
+
+def test_days_that_a_file_was_away_are_no_measure_of_leases(
+    service: LabelService, make: Make, path: Path, clock: Clock, store: Store
+) -> None:
+    queued(service, make, items=5)
+    service.tasks_to_file("study", "ann", path, limit=3)
+    clock.now += 3 * 24 * 3600.0
+    fill_in(path, lambda index, row: ANSWERS["ranking"][1])
+    service.answers_from_file(path)
+    task = Desk(store, clock=clock).next_task("ann", "study")
+    assert task is not None
+    assert task.leased_until == clock.now + 4 * 3600.0

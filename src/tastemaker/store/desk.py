@@ -5,8 +5,8 @@ What comes back is blind: `views` has the whole of it. The queue, its leases and
 `LabelService`; the desk adds drafts, skips, flags, undo, history, hidden gold, the screening test, and that a rater has
 few tasks open at a time.
 
-A lease lasts as long as the study says, and at least three times as long as its answers take at the median. Nothing
-that a rater wrote depends on it: an answer or a draft that comes late is kept.
+A lease lasts as long as the study says, and up to four hours where three times the median time of its answers is more.
+Nothing that a rater wrote depends on it: an answer or a draft that comes late is kept.
 
 Leases, answers and remarks are append-only rows of their own with rater and time; so acts at the desk are not written
 to the audit log a second time, but for what overwrites (`set_topics`).
@@ -47,6 +47,8 @@ from tastemaker.store.views import (
 
 # Label Studio takes three times the mean; the median is not moved by those who went to lunch.
 LEASE_MEDIANS = 3.0
+# Nobody measures the time of an answer from a file: it has all the days since its task was given out.
+LEASE_MOST_SECONDS = 4 * 3600.0
 _TIMED_ANSWERS = 101
 _TIMES_KEPT_SECONDS = 60.0
 
@@ -308,7 +310,7 @@ class Desk:
         known = self._medians.get(study.id)
         if known is None or not 0 <= now - known.at < _TIMES_KEPT_SECONDS:
             known = self._medians[study.id] = _Median(now, _median_seconds(connection, study))
-        return max(study.lease_seconds, LEASE_MEDIANS * known.seconds)
+        return max(study.lease_seconds, min(LEASE_MEDIANS * known.seconds, LEASE_MOST_SECONDS))
 
 
 def _median_seconds(connection: sa.Connection, study: Study) -> float:
