@@ -27,7 +27,7 @@ from tastemaker.store.schema import (
     study_raters,
 )
 from tastemaker.store.tasks import ComparisonAnswer, DemonstrationAnswer, RankingAnswer, StudyKind
-from tastemaker.store.views import DraftConflict, NotYours, StudyLocked, TaskView
+from tastemaker.store.views import DraftConflict, NotYours, RevisionConflict, StudyLocked, TaskView
 
 if TYPE_CHECKING:
     from tests.store.conftest import Clock, Make
@@ -129,7 +129,7 @@ def test_a_task_of_another_does_not_exist(desk: Desk, service: LabelService, mak
                 lambda who, which: desk.save_draft(who, which, {}, 0),
                 lambda who, which: desk.submit(who, which, write("mine")),
                 lambda who, which: desk.revise(who, which, write("mine")),
-                lambda who, which: desk.undo(who, which),
+                lambda who, which: desk.undo(who, which, revision=1),
                 lambda who, which: desk.skip(who, which),
                 lambda who, which: desk.flag(who, which, "other"),
                 lambda who, which: desk.history(who, before=which or "none"),
@@ -429,10 +429,12 @@ def test_undo_gives_the_earlier_answer_anew(desk: Desk, service: LabelService, m
     task_id = id_of(desk.next_task("ann", "study"))
     desk.submit("ann", task_id, ComparisonAnswer("A"))
     with pytest.raises(StoreError, match="no earlier answer to go back to"):
-        desk.undo("ann", task_id)
+        desk.undo("ann", task_id, revision=1)
     desk.revise("ann", task_id, ComparisonAnswer("tie"))
-    assert desk.undo("ann", task_id) == ComparisonAnswer("A")
-    assert desk.undo("ann", task_id) == ComparisonAnswer("tie")  # the undoing undone
+    assert desk.undo("ann", task_id, revision=2) == ComparisonAnswer("A")
+    with pytest.raises(RevisionConflict, match="newest answer is revision 3, and not 2"):  # a second click
+        desk.undo("ann", task_id, revision=2)
+    assert desk.undo("ann", task_id, revision=3) == ComparisonAnswer("tie")  # the undoing undone
     desk.submit("ann", task_id, ComparisonAnswer("B"))  # the form sent again after going back
     with store.read() as connection:
         bodies = connection.execute(sa.select(answers.c.body).order_by(answers.c.revision)).scalars().all()

@@ -251,7 +251,7 @@ def test_everything_at_the_desk_is_blind(store: Store, service: LabelService, ma
         tell(desk.task("ann", view.task.id))
         tell(desk.submit("ann", view.task.id, ComparisonAnswer("A")))
         desk.revise("ann", view.task.id, ComparisonAnswer("tie"))
-        tell(desk.undo("ann", view.task.id))
+        tell(desk.undo("ann", view.task.id, revision=2))
         tell(desk.task("ann", view.task.id))
     told += [desk.history("ann"), desk.progress("ann"), desk.profile("ann"), desk.guideline("ann", "v1")]
     words = list(leaves(told))

@@ -38,6 +38,7 @@ from tastemaker.store.views import (
     DeskStudy,
     DraftConflict,
     NotYours,
+    RevisionConflict,
     StudyLocked,
     TaskView,
 )
@@ -245,9 +246,14 @@ _ACTS: Mapping[str, Callable[[Page, TaskView, Mapping[str, str]], Response]] = {
 
 
 @routes.post("/desk/tasks/{task_id}/undo")
-def undo(page: RaterPage, task_id: str) -> Response:
+def undo(page: RaterPage, task_id: str, revision: Field = "") -> Response:
     page.throttle("submit", page.web.settings.submit)
-    page.services.desk.undo(_rater(page), task_id)
+    newest = int(revision) if revision.isascii() and revision.isdecimal() and len(revision) < 10 else 0
+    try:
+        page.services.desk.undo(_rater(page), task_id, revision=newest)
+    except RevisionConflict:  # a second click, or a page from before the newest change
+        said = "Nothing was undone by that: your answer had changed already. This is how it stands."
+        return page.redirect(f"/desk/tasks/{task_id}", said=said, kind="note")
     return page.redirect(f"/desk/tasks/{task_id}", said="The answer before counts again.")
 
 

@@ -51,7 +51,7 @@ from tastemaker.store.exports import Exports
 from tastemaker.store.lead import LeadService
 from tastemaker.store.schema import ROLES
 from tastemaker.store.screening import ScreeningService
-from tastemaker.store.views import DraftConflict, NotYours, StudyLocked
+from tastemaker.store.views import DraftConflict, NotYours, RevisionConflict, StudyLocked
 
 HERE = FilePath(__file__).parent
 
@@ -352,6 +352,7 @@ def static_file(request: Request, name: str, v: str = "") -> Response:
 # The status of an error of the store, where it is not 422.
 STATUS_OF: Mapping[type[TastemakerError], int] = {
     DraftConflict: 409,
+    RevisionConflict: 409,
     InvitationRefused: 410,
     NoSuchAccount: 404,
     NotAllowed: 403,

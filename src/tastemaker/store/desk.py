@@ -41,6 +41,7 @@ from tastemaker.store.views import (
     GivenAnswer,
     HistoryEntry,
     RaterProfile,
+    RevisionConflict,
     StudyLocked,
     TaskView,
 )
@@ -167,10 +168,16 @@ class Desk:
             lease = self._own_alone(connection, rater, task_id)
             self._revise(connection, lease, rater, answer, self._spent(lease, seconds) or 0.0)
 
-    def undo(self, rater: str, task_id: str) -> Answer:
-        """Take back the newest revision: the one before it is given anew, and returned. Nothing is deleted."""
+    def undo(self, rater: str, task_id: str, *, revision: int) -> Answer:
+        """Take back the newest revision: the one before it is given anew, and returned. Nothing is deleted.
+
+        Raises RevisionConflict where `revision` is not the newest, so that undoing once is undoing once, however often
+        it is asked for.
+        """
         with self._store.write() as connection:
             lease = self._own_alone(connection, rater, task_id)
+            if lease.revision is not None and lease.revision != revision:
+                raise RevisionConflict(given=revision, newest=lease.revision)
             if lease.revision is None or lease.revision < 2:
                 raise StoreError("There is no earlier answer to go back to; change the answer instead.")
             before = sa.select(answers.c.body).where(

@@ -70,6 +70,13 @@ class DraftConflict(StoreError):
         )
 
 
+class RevisionConflict(StoreError):
+    """What was to be undone is not the newest revision; it may have been undone already."""
+
+    def __init__(self, *, given: int, newest: int) -> None:
+        super().__init__(f"The newest answer is revision {newest}, and not {given}; look at the task before undoing.")
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DeskStudy:
     """A study on a rater's home page. `left` counts the tasks still ahead of them, the one they hold included."""
