@@ -173,3 +173,15 @@ def test_days_that_a_file_was_away_are_no_measure_of_leases(
     task = Desk(store, clock=clock).next_task("ann", "study")
     assert task is not None
     assert task.leased_until == clock.now + 4 * 3600.0
+
+
+def test_half_a_character_refuses_the_file_with_its_line(service: LabelService, make: Make, path: Path) -> None:
+    """Or else an export, or the run that reads the answers, would be the first to find that no UTF-8 can hold it."""
+    queued(service, make, "demonstration", items=2)
+    service.tasks_to_file("study", "ann", path)
+    fill_in(path, lambda index, row: "A smile: \ud83d\ude00" if index == 0 else "Half of one: \ud83d")
+    with pytest.raises(DataError, match="holds half a character") as caught:
+        service.answers_from_file(path)
+    assert (caught.value.path, caught.value.line) == (path, 2)
+    fill_in(path, lambda index, row: "A smile: \ud83d\ude00")
+    assert service.answers_from_file(path).counted == 2

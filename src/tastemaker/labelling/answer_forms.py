@@ -88,7 +88,7 @@ def answer_of(task: Task, fields: Mapping[str, str]) -> Answer:
 def fields_of(answer: Answer) -> dict[str, str]:
     """The form of an answer, filled in."""
     if isinstance(answer, DemonstrationAnswer):
-        # Half a surrogate pair may come by a file, and has no place on a page.
+        # Half a surrogate pair came by a file once and is kept, but has no place on a page.
         return {"text": answer.text.encode("utf-8", "replace").decode()}
     if isinstance(answer, ComparisonAnswer):
         return {"choice": answer.choice}

@@ -286,6 +286,8 @@ def check_answer(kind: StudyKind, answer: Answer, letters: Sequence[str]) -> Non
     if kind == "demonstration" and isinstance(answer, DemonstrationAnswer):
         if not answer.text.strip():
             raise StoreError("The demonstration is empty; write the response that the assistant should give.")
+        if any("\ud800" <= character <= "\udfff" for character in answer.text):
+            raise StoreError("The demonstration holds half a character (an escape \\ud800-\\udfff alone); remove it.")
     elif kind == "ranking" and isinstance(answer, RankingAnswer):
         _check_letters("ranking", [letter for group in answer.groups for letter in group], letters)
         if not all(answer.groups):
