@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 from dataclasses import replace
+from datetime import timedelta
 from itertools import permutations
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -14,11 +15,13 @@ from hypothesis import given as drawn
 from hypothesis import strategies as st
 from tests.store.people import LEAD, actions, open_accounts, work
 
+from tastemaker.agreement import Undefined
 from tastemaker.errors import DataError, StoreError
 from tastemaker.store import LabelService, Store
 from tastemaker.store.access import AccessService
 from tastemaker.store.adjudication import AdjudicationService
 from tastemaker.store.audit import COMMAND_LINE, Actor
+from tastemaker.store.dashboard import Dashboard
 from tastemaker.store.desk import Desk
 from tastemaker.store.gold import against_gold, disagreement, in_queued_letters, in_shown_letters
 from tastemaker.store.importing import GoldItem
@@ -379,3 +382,29 @@ def test_adjudication_shows_queued_letters_and_no_names(
     with pytest.raises(StoreError, match="missing C"):
         adjudication.adjudicate("study", case.item, RankingAnswer((("A",), ("B",))), reason="no", actor=LEAD)
     assert actions(store)[-2:] == ["item.adjudicate", "item.adjudicate"]
+
+
+def test_who_answered_twice_is_not_their_own_peer(
+    store: Store, service: LabelService, lead: LeadService, make: Make, clock: Clock
+) -> None:
+    """Late under an old lease and again under a new one: the answer that counts is theirs."""
+    make.raters(service, "ann", "bob", "cat")
+    lead.create_study(make.study("comparison", overlap=2), actor=LEAD)
+    lead.import_items("study", make.items(1, 2), actor=LEAD)
+    (old,) = service.claim("study", "ann")
+    service.claim("study", "cat", lease=timedelta(days=2))
+    clock.now += 31 * 60.0
+    (bob,) = service.claim("study", "bob")
+    service.release("study", "cat")
+    (new,) = service.claim("study", "ann")
+    assert service.submit(old.id, old.token, ComparisonAnswer("A")) == "extra"
+    assert service.submit(new.id, new.token, ComparisonAnswer("tie")) == "counted"
+    adjudication, dashboard = AdjudicationService(store, clock=clock), Dashboard(store, clock=clock)
+    assert adjudication.disputed("study", actor=LEAD) == []
+    (report,) = dashboard.raters("study")
+    assert isinstance(report.majority, Undefined)
+    assert isinstance(dashboard.study("study").majority, Undefined)
+    assert (report.answers, report.extra) == (2, 1)
+    service.submit(bob.id, bob.token, ComparisonAnswer("tie"))
+    assert adjudication.disputed("study", actor=LEAD) == []
+    assert len(adjudication.case("study", item_ids(lead, "study")[0], actor=LEAD).answers) == 3  # all are shown

@@ -20,7 +20,7 @@ from tastemaker.records import Messages
 from tastemaker.store import audit, questions
 from tastemaker.store.audit import Actor
 from tastemaker.store.database import Store
-from tastemaker.store.given import Given, Item, account_id, all_given, all_items, of_studies
+from tastemaker.store.given import Given, Item, account_id, all_given, all_items, of_studies, one_each
 from tastemaker.store.gold import disagreement
 from tastemaker.store.questions import Study
 from tastemaker.store.schema import accounts, adjudications, items, leases, raters, remarks, studies
@@ -100,7 +100,7 @@ class AdjudicationService:
             given = all_given(connection, of_studies([found.id]))
             decided = set(newest(connection, [found.id]))
         by_item: dict[int, list[Given]] = {}
-        for one in given:
+        for one in one_each(given):
             if one.is_work and one.item.id not in own:
                 by_item.setdefault(one.item.id, []).append(one)
         cases = [

@@ -25,7 +25,7 @@ from tastemaker.store import given as reading
 from tastemaker.store import questions
 from tastemaker.store import rater_figures as figures
 from tastemaker.store.database import Store
-from tastemaker.store.given import Given, as_ranking
+from tastemaker.store.given import Given, as_ranking, one_each
 from tastemaker.store.rater_figures import LEAST_FOR_FIFTH, LEAST_FOR_MEDIAN, Figure, Judged
 from tastemaker.store.schema import studies
 from tastemaker.store.screening import gold_share
@@ -189,7 +189,7 @@ class _Group:
         for one in given:
             self.by_rater.setdefault(one.rater, []).append(one)
         # Gold items are for figures of their own: everybody knows the easy ones alike.
-        work = [one for one in given if one.item.expected is None]
+        work = one_each([one for one in given if one.item.expected is None])
         self.pairs = figures.preferences(work)
         self.qualities = figures.qualities(work)
         self.flags = figures.flags(work)
@@ -281,7 +281,7 @@ class _Group:
 
 def study_report(study: str, kind: StudyKind, given: Sequence[Given], skips: int) -> StudyReport:
     """A study in figures. Answers to gold items count as gold only."""
-    work = [one for one in given if one.item.expected is None]
+    work = one_each([one for one in given if one.item.expected is None])
     rankings = [
         as_ranking(one.item, one.answer, one.author)
         for one in work

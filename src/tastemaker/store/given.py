@@ -198,6 +198,19 @@ def all_given(connection: sa.Connection, which: sa.ColumnElement[bool]) -> list[
     return found
 
 
+def one_each(given: Sequence[Given]) -> list[Given]:
+    """One answer of each rater to each item: the one that counts, or else the first.
+
+    A late answer and one under a newer lease may both be there; a rater is not their own peer.
+    """
+    found: dict[tuple[int, str], Given] = {}
+    for one in given:
+        known = found.get((one.item.id, one.rater))
+        if known is None or (one.counts and not known.counts):
+            found[one.item.id, one.rater] = one
+    return list(found.values())
+
+
 def skips(connection: sa.Connection, which: sa.ColumnElement[bool]) -> dict[str, int]:
     """How often each rater skipped one of the items that `which` selects."""
     rows = connection.execute(
