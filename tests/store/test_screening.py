@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 import sqlalchemy as sa
-from tests.store.people import LATER, LEAD, actions, open_accounts, work
+from tests.store.people import LATER, LEAD, actions, open_accounts, ranking, work
 
 from tastemaker.agreement import Undefined
 from tastemaker.errors import ConfigError, StoreError
@@ -104,6 +104,30 @@ def test_the_gate_opens_with_the_decision(
         desk.next_task("new", "work")
     screening.decide("new", passed=True, reason="known from before", actor=LEAD)
     assert desk.next_task("new", "work") is not None
+
+
+def test_a_test_that_was_replaced_is_not_waited_for(
+    store: Store, screening: ScreeningService, make: Make, clock: Clock
+) -> None:
+    """ann answered one item of the first test, bob none; a third test is for new alone."""
+    lead, desk = LeadService(store, clock=clock), Desk(store, clock=clock)
+    view = desk.next_task("ann", "ranking")
+    assert view is not None
+    desk.submit("ann", view.task.id, ranking(view.task, [[2], [0], [1]]))
+    for name in ("ranking", "rating", "demonstration"):
+        lead.close(name, actor=LEAD)
+    none = screening.result("bob")
+    assert (none.answered, none.asked, none.advice) == (0, 0, "incomplete")  # nobody passes a test of nothing
+    for name in ("second", "third"):
+        lead.create_study(make.study("ranking", name=name), actor=LEAD, screening=True)
+        lead.add_gold(name, [GoldItem(item=make.item(f"{name}-0"), expected=GOLD_RANKING)], actor=LEAD)
+    lead.assign_raters("third", ["new"], actor=LEAD)
+    asked = {one.rater: (one.answered, one.asked) for one in screening.results()}
+    assert asked == {"ann": (1, 2), "bob": (0, 1), "new": (0, 2)}
+    for rater in ("ann", "bob"):
+        assert not screening.pass_if_met(rater, actor=LEAD)
+        work(desk, rater, "second", {"second-0": [[2], [0], [1]]})
+        assert screening.pass_if_met(rater, actor=LEAD)
 
 
 PAPER = CutOffs()

@@ -57,7 +57,7 @@ def is_work(study: Study) -> sa.ColumnElement[bool]:
     return sa.false() if study.screening else ~sa.exists().where(gold.c.item_id == assignments.c.item_id)
 
 
-def is_assigned(rater_id: int, study_id: int | sa.ColumnElement[int]) -> sa.ColumnElement[bool]:
+def is_assigned(rater_id: int | sa.ColumnElement[int], study_id: int | sa.ColumnElement[int]) -> sa.ColumnElement[bool]:
     """Whether a study is for this one of its group's raters: it names them, or it names nobody."""
     named = sa.exists().where(study_raters.c.study_id == study_id)
     return sa.or_(~named, named.where(study_raters.c.rater_id == rater_id))

@@ -23,9 +23,9 @@ from tastemaker.intervals import Estimate, clustered_share, mean_ci
 from tastemaker.records import Messages
 from tastemaker.store import audit
 from tastemaker.store.audit import Actor
-from tastemaker.store.claiming import find_rater
+from tastemaker.store.claiming import find_rater, is_assigned
 from tastemaker.store.database import Store
-from tastemaker.store.given import Given, account_id, all_given
+from tastemaker.store.given import Given, account_id, all_given, one_each
 from tastemaker.store.gold import Measure, against_gold
 from tastemaker.store.schema import (
     accounts,
@@ -93,7 +93,10 @@ class Decision:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Result:
-    """What a rater's test came to, against the group's cut-offs. `asked` counts the items of its screening studies."""
+    """What a rater's test came to, against the group's cut-offs.
+
+    `asked` counts the items of open screening studies that the rater may see, and what else of a test they answered.
+    """
 
     rater: str
     rater_group: str
@@ -242,7 +245,7 @@ class ScreeningService:
 
     def _results(self, connection: sa.Connection) -> list[Result]:
         by_rater: dict[str, list[Given]] = {}
-        for one in all_given(connection, studies.c.screening):
+        for one in one_each(all_given(connection, studies.c.screening)):
             by_rater.setdefault(one.rater, []).append(one)
         graded = _grades(connection)
         decided = _decisions(connection)
@@ -250,28 +253,21 @@ class ScreeningService:
             row.rater_id: dict(row.topics)
             for row in connection.execute(sa.select(rater_profiles.c.rater_id, rater_profiles.c.topics))
         }
-        asked = {
-            row.rater_group: int(row.number)
-            for row in connection.execute(
-                sa.select(studies.c.rater_group, sa.func.count().label("number"))
-                .join(items, items.c.study_id == studies.c.id)
-                .where(studies.c.screening)
-                .group_by(studies.c.rater_group)
-            )
-        }
-        cut_offs = {group: _newest_cut_offs(connection, group).cut_offs for group in asked}
+        tests = _tests(connection)
+        cut_offs = {group: _newest_cut_offs(connection, group).cut_offs for group in _tested_groups(connection)}
         found: list[Result] = []
         everybody = sa.select(raters.c.id, raters.c.name, raters.c.rater_group).order_by(raters.c.name)
         for row in connection.execute(everybody):
-            if row.rater_group in asked:
+            if row.rater_group in cut_offs:
+                given = by_rater.get(row.name, ())
                 found.append(
                     judge(
-                        by_rater.get(row.name, ()),
+                        given,
                         graded,
                         cut_offs[row.rater_group],
                         rater=row.name,
                         rater_group=row.rater_group,
-                        asked=asked[row.rater_group],
+                        asked=len(tests.get(row.id, set()).union(one.item.id for one in given)),
                         topics=topics.get(row.id, {}),
                         decision=decided.get(row.id),
                     )
@@ -306,7 +302,7 @@ def judge(
     unmet = tuple(
         name for name, value in reached.items() if (cut_off := getattr(cut_offs, name)) is not None and value < cut_off
     )
-    whole = len(given) >= asked and not ungraded
+    whole = 0 < asked <= len(given) and not ungraded
     advice: Advice = "incomplete" if not whole else "fail" if unmet else "pass"
     return Result(
         rater=rater,
@@ -358,6 +354,20 @@ def _grades(connection: sa.Connection) -> dict[int, float]:
     for (answer, _), score in newest.items():
         by_answer.setdefault(answer, []).append(score)
     return {answer: sum(scores) / len(scores) for answer, scores in by_answer.items()}
+
+
+def _tests(connection: sa.Connection) -> dict[int, set[int]]:
+    """The items of the open screening studies that each rater may see."""
+    may_see = sa.and_(studies.c.rater_group == raters.c.rater_group, is_assigned(raters.c.id, studies.c.id))
+    rows = connection.execute(
+        sa.select(raters.c.id.label("rater"), items.c.id)
+        .select_from(raters.join(studies, may_see).join(items, items.c.study_id == studies.c.id))
+        .where(studies.c.screening, studies.c.closed_at.is_(None))
+    )
+    found: dict[int, set[int]] = {}
+    for row in rows:
+        found.setdefault(row.rater, set()).add(row.id)
+    return found
 
 
 def _tested_groups(connection: sa.Connection) -> list[str]:
