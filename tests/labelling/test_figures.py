@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import pytest
+from tests.store.test_dashboard import given, item
 
 from tastemaker.agreement import Undefined
 from tastemaker.errors import StoreError
 from tastemaker.intervals import Estimate, Interval
-from tastemaker.labelling.figures import Bar, Line, Unit, line
+from tastemaker.labelling.figures import Bar, Line, Unit, line, lines_of_rater
 from tastemaker.labelling.forms import answer_in, at, number, percent, whole
+from tastemaker.store.dashboard import rater_reports
 from tastemaker.store.tasks import ComparisonAnswer, OutputRating, RankingAnswer, RatingAnswer
 
 
@@ -39,6 +41,19 @@ def test_a_figure_in_words_and_as_a_bar(unit: Unit, figure: Estimate, shown: tup
 def test_a_figure_without_a_value_says_why() -> None:
     found = line("x", Undefined(reason="nobody answered"), mark=50.0)
     assert (found.reason, found.bar, found.n) == ("nobody answered", None, 0)
+
+
+def test_the_most_frequent_quality_is_called_that() -> None:
+    """Of the two outputs of an item never are two rated alike; 3 of 6 ratings are 5."""
+    qualities = [("5", "4"), ("5", "3"), ("2", "5")]
+    answers = [
+        given(item(number, ["a", "b"]), "ann", answer_in("rating", "AB", {"likert-A": first, "likert-B": second}))
+        for number, (first, second) in enumerate(qualities)
+    ]
+    (report,) = rater_reports(answers, {})
+    shown = {each.label: each.value for each in lines_of_rater(report)}
+    assert shown["Gives their most frequent quality"] == "50 %"
+    assert not any("alike" in label for label in shown)
 
 
 @pytest.mark.parametrize("text", ["", "x", "1e3", "-1", "8", "²", "٣", "1.5", "9" * 20])

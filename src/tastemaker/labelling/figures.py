@@ -85,7 +85,7 @@ def lines_of_rater(report: RaterReport) -> list[Line]:
         line("Ties", report.tie_rate),
         line("Prefers what is shown first", report.first_shown_rate, mark=_HALF),
         line("Prefers the longer", report.longer_rate),
-        line("Rates all outputs of an item alike", report.one_quality_rate),
+        line("Gives their most frequent quality", report.one_quality_rate),
         line("Rates higher (+) or lower (\N{MINUS SIGN}) than others", report.quality_shift, "points"),
     ]
 

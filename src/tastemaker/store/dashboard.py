@@ -53,7 +53,7 @@ class Thresholds:
     ties: float = 0.6
     """The largest share of ties."""
     one_quality: float = 0.8
-    """The largest share of ratings that are all of one quality."""
+    """The largest share of ratings that have the rater's most frequent quality."""
     speed: float = 1 / 3
     """The least median time, as a part of the others'."""
     skips: float = 0.3
