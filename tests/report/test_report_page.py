@@ -389,6 +389,17 @@ def test_numbers_that_are_not_finite_are_left_out(demo_run: Path) -> None:
     assert not re.search(r'"[^"]*\b(nan|inf)\b[^"]*"', html)
 
 
+@pytest.mark.parametrize("mark", ["\u2028", "\u2029", "\u0085"])
+def test_a_text_with_another_end_of_a_line_in_it_is_one_text(lone_run: Path, mark: str) -> None:
+    """The rows are written as they are, without escapes of what is no ASCII."""
+    text = f"one{mark}two"
+    rows = [{"prompt": [{"role": "user", "content": text}], "responses": {"sft": text}, "scores": {}}] * 2
+    written = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
+    (lone_run / "responses.jsonl").write_text(written, encoding="utf-8")
+    found = read_run(lone_run).samples
+    assert [(sample.messages[0][1], sample.responses["sft"]) for sample in found] == [(text, text)] * 2
+
+
 def test_an_interrupted_last_line_is_left_out_and_a_broken_one_is_named(demo_run: Path) -> None:
     path = demo_run / "round-1" / "6-policy" / "ppo" / "metrics.jsonl"
     good = '{"step": 0, "kl": 0.5}\n{"step": 1, "kl": 0.75}\n'

@@ -149,14 +149,15 @@ def read_object(path: Path) -> Fields:
 def read_lines(path: Path) -> list[Fields]:
     """Read a file of one JSON object a line. An unfinished last line is a run that was cut off, and is left out."""
     rows: list[Fields] = []
-    text = path.read_text(encoding="utf-8", errors="replace")
-    for number, line in enumerate(text.splitlines(keepends=True), start=1):
+    # JSON leaves Unicode's other ends of a line in a text as they are, so splitlines would cut through the text.
+    lines = path.read_text(encoding="utf-8", errors="replace").split("\n")
+    for number, line in enumerate(lines, start=1):
         if not line.strip():
             continue
         try:
             value = json.loads(line)
         except json.JSONDecodeError as error:
-            if not line.endswith("\n"):
+            if number == len(lines):
                 break
             raise DataError(f"The line is not JSON ({error.msg}).", path=path, line=number) from error
         if not isinstance(value, dict):
