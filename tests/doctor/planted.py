@@ -300,6 +300,18 @@ FAULTS = (
         plant=lambda x: {"run": with_sampler_at(x)},
     ),
     Fault(
+        finding="sampler-law",
+        what="the same in bf16, whose rounding hides what is smaller",
+        strength="the sampler's temperature, beside 1",
+        set_at=(1.3,),
+        tried_at=(0.75, 1.25),
+        plant=lambda x: {
+            "run": with_sampler_at(x),
+            "policy": rate(RATE) | {"precision": "bfloat16"},
+            "iterations": 2,  # the first one tells, and few processors are quick in bf16
+        },
+    ),
+    Fault(
         finding="ratio-not-1",
         what="the policy is trained on the rollouts of the iteration before",
         strength="the iteration from which on",

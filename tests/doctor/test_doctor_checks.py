@@ -245,10 +245,24 @@ def test_bfloat16_and_a_folder_that_does_not_say_have_wider_limits() -> None:
     in_bf16 = PPO_CONFIG | {"policy": {"precision": "bfloat16"}}
     sampled_so = PPO_CONFIG | {"decoding": {"precision": "bfloat16"}}
     for config in (in_bf16, sampled_so, {}):
-        assert names(measured("ppo", {"sampler_mismatch": 0.3}, config=config)) == []
-        assert names(measured("ppo", {"sampler_mismatch": 0.5}, config=config)) == ["sampler-law"]
-    assert names(measured("ppo", {"sampler_mismatch": [0.2] * 8 + [0.5] * 8}, config=in_bf16)) == []
-    assert names(measured("ppo", {"sampler_mismatch": [0.1] * 8 + [0.5] * 8}, config=in_bf16)) == ["sampler-stale"]
+        assert names(measured("ppo", {"sampler_mismatch": 0.09}, config=config)) == []
+        assert names(measured("ppo", {"sampler_mismatch": 0.11}, config=config)) == ["sampler-law"]
+    assert names(measured("ppo", {"sampler_mismatch": [0.06] * 8 + [0.17] * 8}, config=in_bf16)) == []
+    assert names(measured("ppo", {"sampler_mismatch": [0.05] * 8 + [0.17] * 8}, config=in_bf16)) == ["sampler-stale"]
+
+
+def test_another_law_is_told_by_the_ratio_where_it_was_measured() -> None:
+    """log 1.11 = 0.104 and log 1.10 = 0.095; log 1.0011 = 1.0994e-3. Tokens that are far off weigh more in a ratio."""
+    in_bf16 = PPO_CONFIG | {"policy": {"precision": "bfloat16"}}
+    few_tokens = {"sampler_mismatch": 0.06, "sampler_ratio": 1.11}
+    (finding,) = diagnose(measured("ppo", few_tokens, config=in_bf16)).findings
+    assert finding.kind.name == "sampler-law"
+    assert finding.seen == (
+        "At iteration 0, with the same weights, sampler and trainer are 0.104 nats a token apart (allowed: 0.1)."
+    )
+    assert names(measured("ppo", few_tokens | {"sampler_ratio": 1.10}, config=in_bf16)) == []
+    assert names(measured("ppo", {"sampler_ratio": 1.0011})) == ["sampler-law"]
+    assert names(measured("ppo", {"sampler_ratio": 1.0009})) == []
 
 
 def test_ipo_begins_with_its_own_loss() -> None:
