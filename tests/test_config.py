@@ -364,11 +364,44 @@ def test_a_table_that_is_given_in_part_keeps_the_rest_of_its_fields_default() ->
     assert config.decoding.max_new_tokens != DecodingConfig().max_new_tokens
 
 
+def halved(whole: dict[str, Any]) -> dict[str, Any]:
+    """A reward model that judges, of the half that the other does not learn from."""
+    whole["reward"] = {
+        "main": {"init": "base-line", "part": "first half"},
+        "judge": {"init": "base-line", "part": "second half"},
+    }
+    whole["evaluation"]["judge_reward"] = "judge"
+    return whole
+
+
+def test_a_judge_has_chosen_nothing_and_shares_no_rankings_with_what_it_judges() -> None:
+    from_mapping(Recipe, halved(changed("evaluation/contestants/b/best_of", 4)), where="r.toml")
+    from_mapping(Recipe, halved(changed("policy/ppo/reward", "module:function")), where="r.toml")
+    dpo: dict[str, Any] = {"kind": "dpo", "init": "base-line", "part": "first half"}
+    from_mapping(Recipe, halved(changed("policy/ppo", dpo)), where="r.toml")
+    best_of = halved(changed("evaluation/contestants/b/best_of", 4))
+    best_of["reward"] = dict(reversed(best_of["reward"].items()))
+    few_shot = halved(changed("evaluation/contestants/b/few_shot", {}))
+    few_shot["reward"] = dict(reversed(few_shot["reward"].items()))
+    overlapping = halved(changed("selection", {}))
+    overlapping["reward"]["judge"]["part"] = "all"
+    shaped = "'judge' (part 'second half') learned from rankings that shaped contestant 'a' too (part 'all')"
+    for whole, says in (
+        (best_of, "'judge' is what contestant 'b' is chosen by"),
+        (few_shot, "'judge' is what contestant 'b' is chosen by"),
+        (halved(changed("selection", {"base-line": "judge"})), "'judge' is what the epoch of sft.base-line is chosen"),
+        (halved(changed("policy/ppo", dpo | {"part": "all"})), shaped),
+        (overlapping, "'judge' (part 'all') learned from rankings that shaped contestant 'a' too (part 'first half')"),
+    ):
+        with pytest.raises(ConfigError) as raised:
+            from_mapping(Recipe, whole, where="r.toml")
+        assert says in str(raised.value)
+
+
 def test_people_are_as_many_as_there_are() -> None:
     whole = changed("evaluation/judges_per_comparison", 3) | {"raters": "people"}
     from_mapping(Recipe, whole, where="r.toml")
-    whole["reward"]["judge"] = {"init": "base-line"}
-    whole["evaluation"]["judge_reward"] = "judge"
+    halved(whole)
     with pytest.raises(ConfigError, match="is 3, but the reward model that judges are 1 in all"):
         from_mapping(Recipe, whole, where="r.toml")
 

@@ -9,13 +9,14 @@ records.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import Literal
 
 from tastemaker.config import nearest
 from tastemaker.errors import ConfigError
 from tastemaker.guidelines import GuidelinesConfig
+from tastemaker.halves import Part
 from tastemaker.ranges import check_range, check_seed_and_threads
 from tastemaker.stages.comparisons import ComparisonsConfig
 from tastemaker.stages.demonstrations import DemonstrationsConfig
@@ -218,15 +219,34 @@ class Recipe:
                 self._check_measure(check, f"claim {claim.id}")
 
     def _check_independence(self, evaluation: EvaluationConfig, judge: str) -> None:
-        """A reward model does not tell whether the policies that were optimised for it became better."""
+        """A reward model does not tell whether what it chose, or what its rankings shaped, became better."""
+        part = self.reward[judge].part
+        for what, how, reward, other in self._shaped(evaluation):
+            if reward == judge:
+                why = f"is what {what} {how}, so it would always seem better"
+            elif part == other or "all" in (part, other):
+                why = f"(part {part!r}) learned from rankings that shaped {what} too (part {other!r})"
+            else:
+                continue
+            raise ConfigError(
+                f"evaluation: judge_reward {judge!r} {why}; train the judge on one half of the rankings, and whatever "
+                "else learns from them on the other (part)."
+            )
+
+    def _shaped(self, evaluation: EvaluationConfig) -> Iterator[tuple[str, str, str | None, Part]]:
+        """What rankings shaped: what it is and how, by which reward model, and by which part of the rankings."""
         for name, contestant in evaluation.contestants.items():
             kind, _, variant = contestant.model.partition("/")
             policy = self.policy.get(variant.partition(":")[0]) if kind == "policy" else None
-            if isinstance(policy, PpoConfig) and policy.reward == judge:
-                raise ConfigError(
-                    f"evaluation: judge_reward {judge!r} is what contestant {name!r} was optimised for, so it would "
-                    "always seem better; train another reward model on the other half of the rankings (part)."
-                )
+            if isinstance(policy, DpoConfig):
+                yield f"contestant {name!r}", "", None, policy.part
+            elif policy is not None and policy.reward in self.reward:
+                yield f"contestant {name!r}", "was optimised for", policy.reward, self.reward[policy.reward].part
+            if contestant.best_of or contestant.few_shot:  # by the first, as `round_evaluation` has it
+                first, config = next(iter(self.reward.items()))
+                yield f"contestant {name!r}", "is chosen by", first, config.part
+        for name, reward in self.selection.items():
+            yield f"the epoch of sft.{name}", "is chosen by", reward, self.reward[reward].part
 
     def _check_measure(self, check: Check, where: str) -> None:
         """Whether the recipe has what a claim's number is computed from."""
