@@ -8,7 +8,6 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from tastemaker.errors import DataError
 from tastemaker.evaluation_sampling import Sampling, sampled_decoding
 from tastemaker.files import atomic_write, write_json
 from tastemaker.functions import function_fingerprint, load_function
@@ -151,8 +150,6 @@ class _Evaluation:
         fitting = self._sampling.fitting(self._test.load())
         say_shortfall(fitting, self.config.prompts, "test prompts")
         self.prompts = spread(fitting, self.config.prompts)
-        if not self.prompts:
-            raise DataError("there are no test prompts to evaluate on; give more users, or prompts with split 'test'.")
         check_prompts(self.config, self.prompts)
         check_rewards(self.config, {name: results.load() for name, results in self._reward.items()})
         kept = Kept(folder / SAMPLED)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -10,9 +11,9 @@ from tests.stages.test_controls import PROMPTS, rating
 from tests.stages.test_evaluation import config
 
 from tastemaker.config import load_recipe
-from tastemaker.errors import ConfigError
+from tastemaker.errors import ConfigError, DataError
 from tastemaker.recipe import Recipe
-from tastemaker.stages.evaluation import Check, Tables
+from tastemaker.stages.evaluation import Check, EvaluationConfig, Tables, check_prompts
 from tastemaker.stages.evaluation.claims import FIELDS, Measure
 from tastemaker.statistics import accuracy
 
@@ -88,6 +89,37 @@ def test_what_can_never_be_measured_is_refused_at_once(
     claim = {"id": "x", "statement": "s", "checks": [check | {"above": 0.0}]}
     with pytest.raises(ConfigError, match=f"claim x: {check['measure']} of 'policy': .*{message}"):
         config(claims=[claim], **changes)
+
+
+def test_the_best_of_several_samples_needs_samples() -> None:
+    """Whatever is claimed: it would have no responses at all."""
+    settings = {"contestants": {"policy": {"model": "m", "best_of": 4}, "base": {"model": "n"}}, "claims": []}
+    config(**settings, decodings=[{"greedy": True}, {}])
+    with pytest.raises(ConfigError, match="'policy' is the best of several samples; give a decoding that draws"):
+        config(**settings, decodings=[{"greedy": True}])
+
+
+@pytest.mark.parametrize("measure", [name for name in FIELDS if "where" in FIELDS[name]])
+def test_prompts_that_no_interval_can_be_had_of_are_refused_before_anybody_responds(measure: Measure) -> None:
+    def claiming(category: str) -> EvaluationConfig:
+        needed = {name: GIVEN[name] for name in FIELDS[measure] & {"b", "flag"}}
+        check = {"measure": measure, "a": "policy", "where": {"category": category}, "above": 0.0, **needed}
+        model = {"model": "m", "reference": "n"}
+        return config(
+            contestants={"policy": model, "base": model},
+            claims=[{"id": "x", "statement": "s", "checks": [check]}],
+            rated=["policy", "base"],
+            gold="module:function",
+        )
+
+    prompts = [replace(prompt, about=replace(prompt.about, category="chat")) for prompt in PROMPTS[:3]]
+    prompts[2] = replace(prompts[2], about=replace(prompts[2].about, category="open_qa"))
+    check_prompts(claiming("chat"), prompts)
+    with pytest.raises(ConfigError, match=f"claim x: {measure} of 'policy' needs two test prompts .* there are 1"):
+        check_prompts(claiming("open_qa"), prompts)
+    for few in (prompts[:1], prompts[:1] * 2, []):
+        with pytest.raises(DataError, match=f"needs two test prompts for an interval, and there are {len(few)};"):
+            check_prompts(config(claims=[]), few)
 
 
 def test_a_drop_on_held_out_raters_needs_collected_comparisons(tmp_path: Path) -> None:

@@ -74,6 +74,9 @@ class EvaluationConfig:
                 problem = self._problem(check)
                 if problem is not None:
                     raise ConfigError(f"claim {claim.id}: {check.measure} of {check.a!r}: {problem}")
+        silent = [name for name, one in self.contestants.items() if one.best_of is not None]
+        if silent and all(one.greedy for one in self.decodings):
+            raise ConfigError(f"contestant {silent[0]!r} is the best of several samples; give a decoding that draws.")
 
     def _problem(self, check: Check) -> str | None:
         """What keeps a check from being measured in this evaluation: found now, not after days of training."""

@@ -33,15 +33,20 @@ Row = TypeVar("Row")
 
 
 def check_prompts(config: EvaluationConfig, prompts: Sequence[Prompt]) -> None:
-    """Refuse claims about prompts that are not among those of the evaluation, before anybody responds to them.
+    """Refuse prompts that are too few for the evaluation, or for one of its claims, before anybody responds to them.
 
     Raises:
-        ConfigError: too few prompts are such as a claim speaks of; an interval needs two.
+        DataError, ConfigError: there are not the two that an interval needs, of all or of such as a claim speaks of.
     """
+    if len({prompt.key for prompt in prompts}) < 2:
+        raise DataError(
+            f"an evaluation needs two test prompts for an interval, and there are {len(prompts)}; give more users, "
+            "or prompts with split 'test'."
+        )
     for claim in config.claims:
         for check in claim.checks:
             count = sum(_fits(prompt, check.where) for prompt in prompts)
-            if "decoding" in FIELDS[check.measure] and count < 2:
+            if "where" in FIELDS[check.measure] and count < 2:
                 about = f" with {dict(check.where)}" if check.where else ""
                 raise ConfigError(
                     f"claim {claim.id}: {check.measure} of {check.a!r} needs two test prompts{about}, and there are "
