@@ -19,7 +19,7 @@ from tastemaker.report import write_report
 from tastemaker.report.families import Inks
 from tastemaker.report.reading import read_run
 from tastemaker.report.sections import examples
-from tastemaker.report.winners import headline, winners
+from tastemaker.report.winners import Standings, headline, winners
 
 VOID = {"meta", "link", "br"}
 STYLE = Path(write_report.__code__.co_filename).parent / "templates" / "chart.css"
@@ -177,6 +177,27 @@ def test_headline_admits_a_draw_and_a_defeat(demo_run: Path) -> None:
     )
     change_results(demo_run, only("ppo", "sft", 0.40, 0.36, 0.44))
     assert headline_of(demo_run) == "Simulated held-out raters prefer sft to ppo, 60% of the time."
+
+
+def test_the_headline_is_of_the_last_decoding_whatever_pair_is_judged_first(demo_run: Path) -> None:
+    """The best of several samples has no greedy responses: with its pair first T=1 is met first, and stays the last."""
+
+    def change(results: dict[str, object]) -> None:
+        rows = [("best-of-4", "sft", "T=1", 0.6), ("ppo", "sft", "greedy", 0.9), ("ppo", "sft", "T=1", 0.7)]
+        results["comparisons"] = [
+            {"a": a, "b": b, "judge": "held-out", "decoding": how, "n": 600, "win_rate": rate, "ci95": [0.55, 0.95]}
+            for a, b, how, rate in rows
+        ]
+        both: dict[str, object] = {"greedy": {}, "T=1": {}}
+        results["models"] = {
+            "best-of-4": {"kind": "best of 4", "decodings": {"T=1": {}}},
+            "ppo": {"kind": "policy", "decodings": both},
+            "sft": {"kind": "sft", "decodings": both},
+        }
+
+    change_results(demo_run, change)
+    assert headline_of(demo_run) == "Simulated held-out raters prefer ppo to sft, 70% of the time."
+    assert Standings(read_run(demo_run).results, Inks()).decodings == ["greedy", "T=1"]
 
 
 def test_a_comparison_may_be_written_from_either_side(demo_run: Path) -> None:

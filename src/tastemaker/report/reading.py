@@ -105,8 +105,15 @@ def _results(fields: Fields) -> Results:
         ),
         agreement=_flattened(agreement) if agreement else {},
         distances=tuple(point for row in fields.list_inside("over_optimization") for point in _distant(row)),
+        decodings=_decodings(models) if models else (),
         judge=_judge(fields.inside("judge")),
     )
+
+
+def _decodings(models: Fields) -> tuple[str, ...]:
+    """Those of a model that has them all: the best of several samples has no greedy one."""
+    held = [row.inside("decodings") for name in models.names() if (row := models.inside(name)) is not None]
+    return max((tuple(row.names()) for row in held if row is not None), key=len, default=())
 
 
 def _judge(fields: Fields | None) -> Judge | None:

@@ -144,7 +144,10 @@ class Judge:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Results:
-    """OUT/results.json. `judge` is that of an evaluation alone; a run has raters or names its judge in the recipe."""
+    """OUT/results.json. `judge` is that of an evaluation alone; a run has raters or names its judge in the recipe.
+
+    `decodings` are in the evaluation's order, so that the one which claims are about is the last.
+    """
 
     recipe: str
     seed: int | None
@@ -159,6 +162,7 @@ class Results:
     stages: tuple[StageTime, ...]
     agreement: Mapping[str, Measured | str]
     distances: tuple[Distant, ...]
+    decodings: tuple[str, ...] = ()
     judge: Judge | None = None
 
 

@@ -90,7 +90,8 @@ class Standings:
         self.judge = next((judge for judge in judges if "held" in judge.lower()), judges[0] if judges else "")
         self.other_judges = [judge for judge in judges if judge != self.judge]
         self.main = tuple(comparison for comparison in self.all if comparison.judge == self.judge)
-        self.decodings = list(dict.fromkeys(comparison.decoding for comparison in self.main))
+        met = dict.fromkeys(comparison.decoding for comparison in self.main)
+        self.decodings = [name for name in dict.fromkeys((*results.decodings, *met)) if name in met]
 
     def _facing_down(self, comparison: Comparison) -> Comparison:
         rung_a, rung_b = self._inks.family(comparison.a), self._inks.family(comparison.b)
