@@ -107,6 +107,33 @@ def test_policies_of_one_beta_are_no_sweep(course_run: Path) -> None:
     assert len(ElementTree.fromstring(views["models"].panels[0]).findall(".//circle")) == 7
 
 
+def test_policies_of_another_reward_are_another_sweep(course_run: Path) -> None:
+    """Their scores are on another scale: not joined, and the furthest is held against the best of its own reward."""
+    results = json.loads((course_run / "results.json").read_text(encoding="utf-8"))
+    finished = [row | {"reward": "main"} for row in results["over_optimization"] if row["state"] == "finished"]
+    # Further away than all of `main`, with a lower gold and, on its own scale, a far lower score.
+    others = [
+        row | {"policy": f"{row['policy']}-o", "reward": "other", "start": None, "kl": 2 * row["kl"], "proxy": proxy}
+        for row, proxy in zip(finished, (-7.0, -8.0, -9.0), strict=True)
+    ]
+    results["models"] |= {row["policy"]: {"kind": "policy"} for row in others}
+    (course_run / "results.json").write_text(json.dumps(results | {"over_optimization": finished + others}))
+    sweep = views_of(course_run)["sweep"]
+    assert sweep.finding == (
+        "With the reward main gold is highest (1.70) at 2 nats; the policy that went furthest, 9 nats, is at 0.40: "
+        "it has over-optimised. "
+        "With the reward other gold is highest (1.70) at 4 nats; the policy that went furthest, 18 nats, is at 0.40: "
+        "it has over-optimised."
+    )
+    drawn = ElementTree.fromstring(sweep.panels[0])
+    points = [(group.get("class"), len(group.findall("circle"))) for group in drawn.iter("g")]
+    assert [one for one in points if one[1]] == [("f-ppo v0", 4), ("f-ppo v1", 3)], "sft is on the scale of main alone"
+    assert [node.text for node in drawn.iter("text") if node.get("class") == "label"] == ["ppo, main", "ppo, other"]
+    alike = [row | {"beta": 0.1 if row["reward"] == "main" else 0.2} for row in finished + others]
+    (course_run / "results.json").write_text(json.dumps(results | {"over_optimization": alike}))
+    assert "sweep" not in views_of(course_run), "one coefficient a reward is none"
+
+
 def test_two_points_are_no_finding(course_run: Path) -> None:
     """One of two is always the better; from three on there is a shape to speak of."""
     results = json.loads((course_run / "results.json").read_text(encoding="utf-8"))

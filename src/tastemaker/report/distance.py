@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from markupsafe import Markup
 
 from tastemaker.report.charts import LABEL_GAP, LineChart, Point, Series, line_chart
-from tastemaker.report.families import Inks
+from tastemaker.report.families import SHADES, Inks
 from tastemaker.report.fields import Measured
 from tastemaker.report.run import Distant, Run, State
 from tastemaker.report.words import listed, number, value_and_interval
@@ -54,22 +54,31 @@ def distance(run: Run, inks: Inks) -> tuple[View, ...]:
 
 
 def _sweep(run: Run, inks: Inks) -> View | None:
-    """The finished policies; those of a family, which differ in beta alone, are one line in its first shade."""
+    """The finished policies; those of a family and a reward, which differ in beta alone, are one line.
+
+    Scores by different rewards are on different scales, so each reward has lines, and a sentence, of its own.
+    """
     finished = [point for point in run.results.distances if point.state is State.FINISHED and point.beta is not None]
-    if len({point.beta for point in finished}) < 2:
+    rewards = {name: [one for one in finished if one.reward == name] for name in {one.reward: None for one in finished}}
+    if all(len({point.beta for point in points}) < 2 for points in rewards.values()):
         return None
-    starts = {point.start for point in finished}
-    start = _as_distant(run, starts.pop()) if len(starts) == 1 else None
-    lines = []
-    for family in dict.fromkeys(inks.family(point.policy) for point in finished):
-        members = sorted((one for one in finished if inks.family(one.policy) is family), key=lambda one: one.kl)
-        name = family.name.lower().replace("_", "-") if len(members) > 1 else members[0].policy
-        lines.append(_Line(name=name, ink=f"{family.css} v0", points=tuple(members), start=start))
+    lines, found = [], []
+    for shade, (reward, points) in enumerate(rewards.items()):
+        with_reward = f", {reward}" if len(rewards) > 1 else ""
+        starts = {point.start for point in points}
+        start = _as_distant(run, starts.pop()) if len(starts) == 1 else None
+        found.append(_found_in_sweep(points, f"With the reward {reward}" if with_reward else "In this run"))
+        for family in dict.fromkeys(inks.family(point.policy) for point in points):
+            members = sorted((one for one in points if inks.family(one.policy) is family), key=lambda one: one.kl)
+            name = family.name.lower().replace("_", "-") + with_reward if len(members) > 1 else members[0].policy
+            ink = f"{family.css} v{shade % SHADES}"
+            lines.append(_Line(name=name, ink=ink, points=tuple(members), start=start))
     return _view(
         "sweep",
         "At several strengths of the KL penalty",
-        "Each point is one policy at the end of its training, with its KL coefficient β" + _beginning([start]),
-        _found_in_sweep(finished),
+        "Each point is one policy at the end of its training, with its KL coefficient β"
+        + _beginning([line.start for line in lines]),
+        " ".join(dict.fromkeys(filter(None, found))),
         lines,
         lambda point: "" if point.beta is None else f"β {point.beta:g}",
     )
@@ -123,7 +132,7 @@ def _beginning(starts: Sequence[Distant | None]) -> str:
     return f"; the hollow one is the start, {listed(names)}." if names else "."
 
 
-def _found_in_sweep(points: Sequence[Distant]) -> str:
+def _found_in_sweep(points: Sequence[Distant], where: str) -> str:
     """What the points say of over-optimisation, by value where the intervals of best and furthest overlap."""
     judged = [(point, point.gold) for point in points if point.gold is not None]
     if len(judged) < ENOUGH:
@@ -131,10 +140,10 @@ def _found_in_sweep(points: Sequence[Distant]) -> str:
     best, best_gold = max(judged, key=lambda pair: pair[1].value)
     furthest, far_gold = max(judged, key=lambda pair: pair[0].kl)
     if best is furthest:
-        return "In this run the policy that went furthest is also the best by the gold score."
+        return f"{where} the policy that went furthest is also the best by the gold score."
     highest, far = (value_and_interval(gold)[0] for gold in (best_gold, far_gold))
     return (
-        f"In this run gold is highest ({highest}) at {best.kl:.3g} nats; the policy that went furthest, "
+        f"{where} gold is highest ({highest}) at {best.kl:.3g} nats; the policy that went furthest, "
         f"{furthest.kl:.3g} nats, is at {far}: {_verdict(best, furthest)}."
     )
 

@@ -214,6 +214,7 @@ def _distant(fields: Fields) -> tuple[Distant, ...]:
             state=_one_of(fields, "state", State, fields.text("state") or State.FINISHED),
             iteration=fields.whole("iteration"),
             start=fields.text("start") or "",
+            reward=fields.text("reward") or "",
         ),
     )
 

@@ -113,7 +113,7 @@ class Distant:
     """One contestant that optimisation has moved: how far it went and what that was worth.
 
     `variant` is the policy in whose training it came to be, after `iteration`; `start` the contestant that training
-    began with.
+    began with; `reward` what `proxy` is by.
     """
 
     policy: str
@@ -125,6 +125,7 @@ class Distant:
     state: State = State.FINISHED
     iteration: int | None = None
     start: str = ""
+    reward: str = ""
 
 
 class JudgeKind(StrEnum):
