@@ -108,9 +108,9 @@ def read_run(folder: Path, mode: Mode, seed: int) -> Run:
     manifest, rows, first = read_manifest(folder), read_metrics(folder / "metrics.jsonl"), read_metrics(folder / FIRST)
     assert manifest is not None
     assert len(rows) == len(first)
-    curves = {name: [float(row[name]) for row in rows] for name in CURVES}
-    if mode.old_logprobs == "sampler":  # which the stage itself compares with nothing
-        curves["sampler_mismatch"] = [float(row["sampler_mismatch"]) for row in first]
+    # The stage itself compares the sampler's own with nothing.
+    rows_of = {"sampler_mismatch": first if mode.old_logprobs == "sampler" else rows}
+    curves = {name: [float(row[name]) for row in rows_of.get(name, rows)] for name in CURVES}
     return Run(
         mode=mode.name,
         seed=seed,

@@ -75,7 +75,11 @@ METRICS: Mapping[str, Metric] = {
     "ratio_max": Metric("1", "largest of new over old probability in the iteration"),
     "sampler_mismatch": Metric("nats/token", "mean absolute difference of sampler and trainer log-probs"),
     "sampler_mismatch_max": Metric("nats/token", "the largest such difference in the iteration"),
-    "sampler_ratio": Metric("1", "mean over tokens of the larger of sampler and trainer probability over the smaller"),
+    "sampler_ratio": Metric(
+        "1",
+        "mean over tokens of the larger of sampler and trainer probability over the smaller; none of the three is "
+        "measured with `old_logprobs = sampler`, where nothing else is there to hold the sampler against",
+    ),
     "value_learning_rate": Metric("1", "learning rate of the value function's step"),
     "value_grad_norm": Metric("1", "global norm of the value function's gradient before clipping"),
     # DPO

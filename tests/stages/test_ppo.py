@@ -446,10 +446,14 @@ def test_prompts_too_long_are_left_out_loudly(base: str, capsys: pytest.CaptureF
 
 
 def test_sampler_log_probs_give_the_same_update(base: str) -> None:
+    """What the sampler's own are held against is the first minibatch alone: a distance of 0 is not written down."""
     results = []
     for source in ("trainer", "sampler"):
         run = run_of(base, old_logprobs=source)
-        run.step(0)
+        metrics = run.step(0)
+        named = {"sampler_mismatch", "sampler_mismatch_max", "sampler_ratio"} & metrics.keys()
+        assert len(named) == (3 if source == "trainer" else 0)
+        assert metrics["first_log_ratio"] < 1e-5
         results.append(weights(run.policy))
     for name in results[0]:
         torch.testing.assert_close(results[0][name], results[1][name], rtol=0, atol=1e-5)

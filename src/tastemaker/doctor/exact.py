@@ -96,7 +96,8 @@ KL_NEGATIVE = Kind(
         "the difference is taken the wrong way round",
     ),
     tries=(
-        "look at `sampler_mismatch`: near 0, the sampler is right and the sum is wrong",
+        "look at `sampler_mismatch` (with `old_logprobs = sampler`, which does not measure it, at `first_log_ratio`): "
+        "near 0, the sampler is right and the sum is wrong",
         "sum log pi - log ref of one response by hand, over its tokens with the end token and without padding",
     ),
 )

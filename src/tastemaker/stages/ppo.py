@@ -295,6 +295,11 @@ class PpoRun:
         )
         kl_B = kl_estimate(old_logprob_BT, ref_logprob_BT, mask_BT, estimator="k1").sum(1)
         distance_M = (old_logprob_BT - sampled_BT)[mask_BT].abs()
+        to_sampler = {
+            "sampler_mismatch": float(distance_M.mean()),
+            "sampler_mismatch_max": float(distance_M.max()),
+            "sampler_ratio": float(distance_M.exp().mean()),
+        }
         return experience, {
             "score": float(score_B.mean()),
             "score_spread": float(score_B.std(correction=0)),
@@ -306,9 +311,7 @@ class PpoRun:
             "length_correlation": correlation(score_B, torch.tensor(layout.response_lengths)),
             "truncated_rate": float(truncated_B.float().mean()),
             "explained_variance": explained_variance(value_BT[mask_BT], return_BT[mask_BT]),
-            "sampler_mismatch": float(distance_M.mean()),
-            "sampler_mismatch_max": float(distance_M.max()),
-            "sampler_ratio": float(distance_M.exp().mean()),
+            **(to_sampler if config.old_logprobs == "trainer" else {}),  # else 0, whatever it is
         }
 
     def update(self, experience: Experience, iteration: int) -> dict[str, float]:
