@@ -193,7 +193,12 @@ SUPERVISED_CASES: dict[str, tuple[Stage, Mapping[str, Any], Mapping[str, Any]]] 
         {"changes": {"chosen_logprob": late(-121.0, -100.0)}},
         {"changes": {"chosen_logprob": late(-119.0, -100.0)}},
     ),
-    "dpo-start": ("dpo", {"changes": {"loss": [0.6953] + [0.6] * 15}}, {"changes": {"loss": [0.6939] + [0.6] * 15}}),
+    # log 2 = 0.69315, and a margin of 0.001 nats at a beta of 1 makes 0.0005 of it.
+    "dpo-start": (
+        "dpo",
+        {"changes": {"loss": [0.6938] + [0.6] * 15}, "config": {"beta": 1.0, "optimizer": {"precision": "float32"}}},
+        {"changes": {"loss": [0.6936] + [0.6] * 15}, "config": {"beta": 1.0, "optimizer": {"precision": "float32"}}},
+    ),
     "policy-not-moving": (
         "dpo",
         {"changes": {"margin": 0.0, "accuracy": 0.7}},
@@ -270,6 +275,27 @@ def test_ipo_begins_with_its_own_loss() -> None:
     falling = [4.0 - 0.1 * step for step in range(STEPS)]
     assert names(measured("dpo", {"loss": falling}, config=config)) == []
     assert names(measured("dpo", config=config)) == ["dpo-start"]
+
+
+@pytest.mark.parametrize(
+    ("variant", "precision", "beta", "expected", "within"),
+    [
+        ("ipo", "bfloat16", 0.1, 25.0, 5.25),  # 0.5 / 0.1 + 0.25
+        ("ipo", "float32", 0.1, 25.0, 0.010001),
+        ("sigmoid", "bfloat16", 0.1, math.log(2), 0.025),
+        ("sigmoid", "float32", 0.1, math.log(2), 1e-4),  # 5e-5 by the margin, which four digits do not show
+        ("sigmoid", "float32", 2.0, math.log(2), 1e-3),
+    ],
+)
+def test_dpo_begins_within_what_a_margin_of_two_equal_models_makes_of_its_loss(
+    variant: str, precision: str, beta: float, expected: float, within: float
+) -> None:
+    config = {"variant": variant, "beta": beta, "optimizer": {"precision": precision}}
+    for sign in (1, -1):
+        for factor, found in ((0.97, []), (1.03, ["dpo-start"])):
+            start = expected + sign * factor * within
+            loss = [start, *[expected * (0.98 - 0.01 * step) for step in range(STEPS - 1)]]
+            assert names(measured("dpo", {"loss": loss}, config=config)) == found
 
 
 def test_truncated_responses_that_lose_nothing_add_up_too() -> None:

@@ -25,7 +25,9 @@ SAME_WEIGHTS = 1e-6
 MOVES = 1e-6  # `approx_kl` of a policy that does train, nats a token
 UNMOVED_ITERATIONS = 4  # the warm-up begins with a tenth of the rate
 LOG_2 = math.log(2)
-DPO_START = {"float32": 1e-3, "bfloat16": 0.05}  # nats; in bf16 two forward passes of a response differ by some tenths
+# Nats by which the margin of two equal models may be off 0; in bf16 two passes of a response differ by some tenths.
+DPO_START = {"float32": 1e-3, "bfloat16": 0.5}
+LOSS_ROUNDING = 1e-4  # of the loss, and of 1: how many digits are kept of it
 
 STOPPED = Kind(
     name="stopped",
@@ -142,7 +144,8 @@ DPO_BEGINS = Kind(
     severity="fault",
     title="DPO does not begin with the loss of two equal models",
     when="the first `loss` is not log 2 (for IPO, 1 / (2 beta)^2), though policy and reference are one model: off by "
-    f"{DPO_START['float32']:g} in fp32, {DPO_START['bfloat16']:g} in bf16",
+    f"more than a margin H of {DPO_START['float32']:g} nats in fp32, {DPO_START['bfloat16']:g} in bf16, makes of it: "
+    "H beta / 2 (for IPO, H / beta + H^2)",
     causes=(
         "the reference is another model, or dropout is on in one pass",
         "log-probs are means in one place and sums in the other, or the prompt is counted",
@@ -294,10 +297,11 @@ def dpo_start(measured: Measured) -> Finding | None:
     loss = measured.series("loss")
     if not loss or loss.steps[0] != 0 or not measured.config:  # which loss it is, its config alone says
         return None
-    beta = float(measured.setting("beta", 0.0))
-    ipo = measured.setting("variant") == "ipo" and beta > 0
-    expected, limit = (1 / (2 * beta)) ** 2 if ipo else LOG_2, _limit(DPO_START, measured)
-    if abs(loss.values[0] - expected) <= limit * max(1.0, expected):
+    beta, margin = float(measured.setting("beta", 0.1)), _limit(DPO_START, measured)
+    expected, limit = LOG_2, margin * beta / 2
+    if measured.setting("variant") == "ipo":  # (h - 1 / (2 beta))^2
+        expected, limit = (1 / (2 * beta)) ** 2, margin / beta + margin**2
+    if abs(loss.values[0] - expected) <= max(limit, LOSS_ROUNDING * max(1.0, expected)):
         return None
     return DPO_BEGINS.seen(f"The loss of step 0 is {loss.values[0]:.4f}, where two equal models have {expected:.4f}.")
 
