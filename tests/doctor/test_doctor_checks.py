@@ -336,6 +336,16 @@ def test_a_jump_is_too_large_a_step_even_where_no_ratio_shows_it() -> None:
     assert names(measured("ppo", still | {"kl": [0.1] * 9 + [5.0] + [0.1] * 6})) == []
 
 
+def test_with_one_step_an_iteration_a_reference_that_moves_is_named_too() -> None:
+    """`approx_kl` is of log-probs before that step, and 0 whatever the step does."""
+    still, _ = PPO_CASES["policy-not-moving"]
+    for steps, both in (((1, 1), True), ((2, 1), False), ((1, 2), False)):
+        config = PPO_CONFIG | {"minibatches": steps[0], "inner_epochs": steps[1]}
+        (finding,) = diagnose(measured("ppo", still, config=config)).findings
+        assert finding.kind.name == "policy-not-moving"
+        assert ("Or the reference moves with the policy" in finding.seen) is both
+
+
 def test_a_good_stretch_does_not_hide_a_bad_one() -> None:
     """The sum is over the worst stretch: -0.5 x 64 x 2 = -64 nats in two iterations; the whole sum is positive."""
     kl = [1.0] * 7 + [-0.5] * 2 + [1.0] * 7

@@ -136,6 +136,7 @@ UNMOVED = Kind(
         "a learning rate of 0, or so low that fp32 weights do not take it up",
         "the parameters are frozen, or the optimizer holds others than those of the model",
         "the advantages are all 0: every response has the same score",
+        "with one optimizer step an iteration, whose `approx_kl` is 0 always: the reference moves with the policy",
     ),
     tries=("look at `learning_rate` and `grad_norm`", "raise `policy.learning_rate` tenfold"),
 )
@@ -280,8 +281,11 @@ def policy_not_moving(measured: Measured) -> Finding | None:
         return None
     rate = measured.series("learning_rate")
     at = f" at a learning rate of up to {number(max(rate.values))}" if rate else ""
+    single = measured.setting("minibatches", 0) * measured.setting("inner_epochs", 0) == 1
+    either = " Or the reference moves with the policy: approx_kl, taken before the only step, cannot tell."
     return UNMOVED.seen(
         f"In {len(kl)} iterations the KL stays within {number(max(map(abs, kl.values)))} nats a response{at}."
+        + (either if single else "")
     )
 
 
