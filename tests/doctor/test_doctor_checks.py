@@ -334,6 +334,9 @@ def test_a_jump_is_too_large_a_step_even_where_no_ratio_shows_it() -> None:
     (finding,) = diagnose(measured("ppo", still | {"kl": [0.1] * 9 + [5.2] + [0.1] * 6})).findings
     assert finding.seen == "The KL rose from 0.1 to 5.2 nats a response at iteration 9."
     assert names(measured("ppo", still | {"kl": [0.1] * 9 + [5.0] + [0.1] * 6})) == []
+    # It rises by 5.1 nats; three times the error of a difference of 1.2 and 1.2 are 5.09, of 1.21 and 1.21 are 5.13.
+    for error, found in ((1.2, ["update-too-large"]), (1.21, [])):
+        assert names(measured("ppo", still | {"kl": [0.1] * 9 + [5.2] + [0.1] * 6, "kl_error": error})) == found
 
 
 def test_with_one_step_an_iteration_a_reference_that_moves_is_named_too() -> None:

@@ -25,6 +25,7 @@ APPROX_KL = 0.05  # nats a token
 KL_PER_TOKEN = 0.5  # nats a token
 # As far as the best of 55 samples is from their law (log n - (n-1)/n): a short response may well change by a word.
 KL_PER_RESPONSE = 3.0  # nats a response
+KL_ERRORS = 3.0  # of the difference of two iterations: a few responses scatter by nats
 # The demo's healthy runs keep more than a third of their entropy, larger models nearly all of it.
 ENTROPY_LEFT = 0.2  # of the first iteration's
 ENTROPY_GROWN = 1.5  # times the first iteration's
@@ -51,8 +52,8 @@ UPDATE = Kind(
     severity="warning",
     title="The policy's steps are too large",
     when=f"over {QUICK} iterations a mean `clip_fraction` above {CLIP_FRACTION:g}, or a mean `approx_kl` above "
-    f"{APPROX_KL:g} nats a token; or `kl` up by more than {KL_PER_TOKEN:g} nats a token and {KL_PER_RESPONSE:g} "
-    "a response from one iteration to the next",
+    f"{APPROX_KL:g} nats a token; or `kl` up by more than {KL_PER_TOKEN:g} nats a token, {KL_PER_RESPONSE:g} a "
+    f"response and {KL_ERRORS:g} standard errors (`kl_error`) from one iteration to the next",
     causes=(
         "a learning rate that is too high",
         "too many optimizer steps on one rollout (`minibatches` times `inner_epochs`)",
@@ -221,8 +222,11 @@ def update_too_large(measured: Measured) -> Finding | None:
         series = measured.series(name)
         if len(series) >= QUICK and (worst := series.worst_mean(QUICK)).mean > limit:
             return UPDATE.seen(f"Mean {name} {number(worst.mean)} over iterations {worst.span} (limit {limit:g}).")
-    for (_, (before, _)), (step, (after, tokens)) in pairwise(measured.together("kl", "response_tokens")):
-        if after - before > max(KL_PER_RESPONSE, KL_PER_TOKEN * tokens):
+    error = measured.series("kl_error")
+    error_of = dict(zip(error.steps, error.values, strict=True))
+    for (last, (before, _)), (step, (after, tokens)) in pairwise(measured.together("kl", "response_tokens")):
+        chance = KL_ERRORS * math.hypot(error_of.get(last, 0.0), error_of.get(step, 0.0))
+        if after - before > max(KL_PER_RESPONSE, KL_PER_TOKEN * tokens, chance):
             return UPDATE.seen(
                 f"The KL rose from {number(before)} to {number(after)} nats a response at iteration {step}."
             )
