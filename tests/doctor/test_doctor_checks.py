@@ -379,6 +379,29 @@ def test_a_penalty_that_rises_may_take_from_the_reward() -> None:
     assert names(measured("ppo", {**fallen, "kl": late(4.0, 2.0), "kl_coef": 0.1})) == ["reward-falling"]
 
 
+def test_a_reward_that_rose_and_collapsed_has_fallen() -> None:
+    """From 0 to 1 and back to 0.45, which is above the first quarter's 0 by more than noise; scores spread by 1."""
+    rising = [0.0] * 4 + [0.5] * 2 + [1.0] * 6
+    flat: dict[str, Column | None] = {"kl_coef": 0.0, "truncated_rate": 0.0}
+    lost = rising + [0.45] * 4
+    (finding,) = diagnose(measured("ppo", flat | {"score": lost, "reward": lost})).findings
+    assert finding.kind.name == "reward-falling"
+    assert finding.seen == "Reward 1 over iterations 6-9, 0.45 over 12-15; the score 1, then 0.45."
+    kept = rising + [0.55] * 4
+    assert names(measured("ppo", flat | {"score": kept, "reward": kept})) == []
+    # 1 - 0.1 x 5.5 = 0.45: the coefficient rose to a tenth after the best stretch, though it was as high at first.
+    dear: dict[str, Column | None] = {
+        "kl_coef": [0.1] * 4 + [0.0] * 8 + [0.1] * 4,
+        "kl": [0.0] * 12 + [5.5] * 4,
+        "response_tokens": 20.0,
+    }
+    paid = flat | {"score": rising + [1.0] * 4, "reward": lost} | dear
+    assert "reward-falling" not in names(measured("ppo", paid))
+    # Errors of +-0.5: three of the difference of two means of four, 3 x 0.577 / sqrt(2) = 1.22, hide a fall of 0.6.
+    shaken = [value + (-1) ** step * 0.5 for step, value in enumerate(rising + [0.4] * 4)]
+    assert names(measured("ppo", flat | {"score": shaken, "reward": shaken})) == []
+
+
 def test_a_value_function_that_comes_up_from_far_below_is_learning() -> None:
     coming = [-2.0 + 0.1 * step for step in range(STEPS)]
     assert names(measured("ppo", {"explained_variance": coming})) == []

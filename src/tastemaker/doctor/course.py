@@ -39,6 +39,7 @@ SAME_SCORE = 1e-6  # of the scores' size: rounding
 SPREAD_LEFT = 0.1  # of the first quarter's: nine tenths of what told responses apart are gone
 REWARD_ERRORS = 3.0  # standard errors, and
 REWARD_FALLEN = 0.25  # standard deviations of the scores: less is no harm
+REWARD_LOST = 0.5  # of its best stretch, which of many stretches is the best by chance too
 KL_COEF_RISEN = 1.2  # an adaptive coefficient that rises takes from the reward, rightly
 # A value function that says nothing has an explained variance of 0; of a working one it is 0.3 to 0.9.
 EXPLAINED = 0.05
@@ -170,10 +171,11 @@ FALLING = Kind(
     severity="warning",
     title="The reward falls, which is what is trained for",
     when=f"`reward` in the last quarter lower than in the first by {REWARD_ERRORS:g} standard errors and "
-    f"{REWARD_FALLEN:g} standard deviations of the scores, `kl_coef` not risen by more than {KL_COEF_RISEN - 1:.0%}",
+    f"{REWARD_FALLEN:g} standard deviations of the scores, or than in the best stretch of that length by as many "
+    f"errors and {REWARD_LOST:g}; `kl_coef` not risen since by more than {KL_COEF_RISEN - 1:.0%}",
     causes=(
         "the sign of the reward or of the advantages is turned",
-        "updates that destroy the policy: a learning rate that is too high",
+        "updates that destroy the policy, at once or after it had learned: a learning rate that is too high",
         "a pretraining gradient that outweighs the reward",
     ),
     tries=(
@@ -334,22 +336,33 @@ def reward_saturated(measured: Measured) -> Finding | None:
 
 
 def reward_falling(measured: Measured) -> Finding | None:
-    reward, coefficient = measured.series("reward"), measured.series("kl_coef")
-    if len(reward) < LEAST or (coefficient and coefficient.values[-1] > KL_COEF_RISEN * coefficient.values[0]):
-        return None
-    if reward_constant(measured) is not None:  # nothing is trained for but the penalty
+    reward = measured.series("reward")
+    if len(reward) < LEAST or reward_constant(measured) is not None:  # nothing is trained for but the penalty
         return None
     first, last = ends(reward)
-    spread, score = measured.series("score_spread"), measured.series("score")
+    best = reward.worst_mean(len(last))  # the highest
+    spread = measured.series("score_spread")
     # An older run's spread is told by how its means scatter.
     told = first.error * math.sqrt(len(first) * int(measured.setting("batch_size", 1)))
-    harmless = REWARD_FALLEN * (ends(spread)[0].mean if spread else told)
-    if first.mean - last.mean <= max(REWARD_ERRORS * math.hypot(first.error, last.error), harmless):
-        return None
-    scores = f"; the score {number(ends(score)[0].mean)}, then {number(ends(score)[1].mean)}" if score else ""
-    return FALLING.seen(
-        f"Reward {number(first.mean)} over iterations {first.span}, {number(last.mean)} over {last.span}{scores}."
-    )
+    deviation = ends(spread)[0].mean if spread else told
+    for before, share in ((first, REWARD_FALLEN), (best, REWARD_LOST)):
+        chance = REWARD_ERRORS * math.hypot(before.error, last.error)
+        paid = _mean_at(measured, "kl_coef", last) > KL_COEF_RISEN * _mean_at(measured, "kl_coef", before)
+        if before.mean - last.mean > max(chance, share * deviation) and not paid:
+            was, now = (_mean_at(measured, "score", part) for part in (before, last))
+            scores = "" if math.isnan(was) else f"; the score {number(was)}, then {number(now)}"
+            return FALLING.seen(
+                f"Reward {number(before.mean)} over iterations {before.span}, {number(last.mean)} over "
+                f"{last.span}{scores}."
+            )
+    return None
+
+
+def _mean_at(measured: Measured, name: str, part: Series) -> float:
+    """Another metric's mean over the same iterations; NaN where it was not measured."""
+    series = measured.series(name)
+    values = [value for step, value in zip(series.steps, series.values, strict=True) if step in part.steps]
+    return math.fsum(values) / len(values) if values else math.nan
 
 
 def value_not_learning(measured: Measured) -> Finding | None:
