@@ -470,6 +470,24 @@ def test_one_iteration_alone_is_no_update_that_is_too_large() -> None:
     assert names(measured("ppo", {"clip_fraction": 0.5}, steps=3)) == ["update-too-large"]
 
 
+def test_three_iterations_show_that_all_responses_are_cut_off() -> None:
+    cut, _ = PPO_CASES["all-truncated"]
+    assert names(measured("ppo", cut, steps=2)) == []
+    assert names(measured("ppo", cut, steps=3)) == ["all-truncated"]
+
+
+def test_of_several_epochs_the_last_is_judged() -> None:
+    """Two epochs of 8 steps: the last four have a mean of 6 and 0.5, the last eight of 4.5 and 0.7."""
+    epoch = [(step + 1) / 8 for step in range(STEPS)]
+    for name, last, quarter, found in (("margin", 3.0, 6.0, "margin-exploding"), ("accuracy", 0.9, 0.5, "at-chance")):
+        column = [last] * 12 + [quarter] * 4
+        assert not [one for one in names(measured("dpo", {name: column, "epoch": epoch})) if found in one]
+        assert [one for one in names(measured("dpo", {name: column})) if found in one], "one epoch: the last quarter"
+    sinking = {"chosen_logprob": [-100.0] * 12 + [-130.0] * 4}  # by 30 in the quarter, by 15 in the epoch
+    assert names(measured("dpo", sinking | {"epoch": epoch})) == []
+    assert names(measured("dpo", sinking)) == ["chosen-less-likely"]
+
+
 def test_which_loss_dpo_has_only_its_config_says() -> None:
     """The first loss of IPO with a beta of 0.1 is 25."""
     ipo = {"loss": [25.0 - 0.5 * step for step in range(STEPS)]}

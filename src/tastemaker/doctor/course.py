@@ -2,7 +2,8 @@
 
 These thresholds are judgements. Each stands with its reason; they were set on PPO broken on purpose at some strengths
 and on healthy runs, and tried on other strengths and other runs (`tests/doctor`). A course is judged by its first and
-its last quarter, and not before `LEAST` iterations are there.
+its last quarter, and not before `LEAST` iterations are there; steps that are too large, responses that are all cut off
+and a reward that is constant show in `QUICK`.
 """
 
 from __future__ import annotations
@@ -136,7 +137,7 @@ CUT_OFF = Kind(
     name="all-truncated",
     severity="warning",
     title="Nearly all responses are cut off",
-    when=f"`truncated_rate` above {TRUNCATED:g} in the last quarter",
+    when=f"`truncated_rate` above {TRUNCATED:g} in the last quarter, {QUICK} iterations at least",
     causes=(
         "`decoding.max_new_tokens` is too small for what the model says",
         "the model has not learned to end: its demonstrations had no end token",

@@ -72,8 +72,8 @@ AT_CHANCE = Kind(
     name="accuracy-at-chance",
     severity="warning",
     title="The model is right about as often as a coin",
-    when=f"the 95 % interval of the accuracy in `results.json` wholly between {1 - CHANCE:g} and {CHANCE:g}, or, in "
-    "the last quarter, that of the training `accuracy`",
+    when=f"the 95 % interval of the accuracy in `results.json` wholly between {1 - CHANCE:g} and {CHANCE:g}, or, where "
+    "that is missing, of the training `accuracy` in the last epoch (with one, the last quarter)",
     causes=(
         "labels at random: rankings joined with the wrong responses, or raters who do not agree",
         "a learning rate of 0 or too low, or too few pairs",
@@ -93,7 +93,7 @@ GAP_EXPLODING = Kind(
     name="margin-exploding",
     severity="warning",
     title="The model is surer than any rater could be",
-    when=f"`score_gap` (in DPO `margin`) above {GAP:g} in the last quarter",
+    when=f"`score_gap` (in DPO `margin`) above {GAP:g} in the last epoch (with one, the last quarter)",
     causes=(
         "pairs learned by heart: too many epochs",
         "a feature that gives every label away, such as the end token or a signature",
@@ -121,8 +121,8 @@ UNLEARNED = Kind(
     name="chosen-less-likely",
     severity="warning",
     title="DPO makes the chosen responses improbable too",
-    when=f"`chosen_logprob` lower in the last quarter than in the first by {LOG_PROB_LOST:g} nats a response, by "
-    f"{SHARE_LOST:.0%} and by {ERRORS:g} standard errors",
+    when="`chosen_logprob` lower in the last epoch than in the first (with one, the last quarter than the first) by "
+    f"{LOG_PROB_LOST:g} nats a response, by {SHARE_LOST:.0%} and by {ERRORS:g} standard errors",
     causes=(
         "a learning rate that is too high, or a `beta` too low",
         "chosen and rejected responses that begin alike: pushing one down takes the other with it",
