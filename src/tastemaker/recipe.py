@@ -73,7 +73,8 @@ class SimulationConfig:
     held_out_raters: int = 20
     """How many others judge."""
     agreement: float = 0.73
-    """How often two training raters agree on an untied pair; the raters' noise is set to reach it (paper: 72.6 %)."""
+    """How often two training raters agree on an untied pair; the raters' noise is set to reach it (paper: 72.6 %),
+    their tie thresholds left aside, so that they agree a little more often than this."""
 
     def __post_init__(self) -> None:
         check_range(self, "training_raters", "held_out_raters", least=1)
