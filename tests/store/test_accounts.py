@@ -18,7 +18,7 @@ from tastemaker.store.access import (
     NotAllowed,
     SignInRefused,
 )
-from tastemaker.store.audit import Actor, AuditLog
+from tastemaker.store.audit import COMMAND_LINE, Actor, AuditLog
 from tastemaker.store.schema import ROLES, raters
 
 
@@ -95,6 +95,34 @@ def test_a_reset_link_does_not_outlive_a_promotion(access: AccessService) -> Non
     access.set_roles(ann, {"admin"}, actor=ADMIN)
     with pytest.raises(InvitationRefused):
         access.accept(link.token, name="ann", password=PASSWORD)
+
+
+def test_links_end_with_the_right_to_make_them(access: AccessService) -> None:
+    """Or whoever was shut out comes back by a link of their own, as an admin, a week later."""
+    join(access, "ada", "admin")
+    ann, eve = join(access, "ann", "rater"), join(access, "eve", "admin")
+    as_admin = eve.actor("admin")
+    mine = [
+        access.invite({"admin"}, actor=as_admin),
+        access.invite({"rater"}, rater_group="team", actor=as_admin),
+        access.reset_password(join(access, "lee", "lead"), actor=as_admin),
+        access.reset_password(ann, actor=as_admin),
+    ]
+    others = [access.invite({"admin"}, actor=actor) for actor in (ADMIN, COMMAND_LINE)]
+
+    def open_ones() -> list[int]:
+        return sorted(each.id for each in access.invitations())
+
+    access.set_roles(eve, {"admin", "auditor"}, actor=ADMIN)
+    assert open_ones() == [each.id for each in (*mine, *others)]
+    access.set_roles(eve, {"lead"}, actor=ADMIN)  # a lead still invites raters
+    assert open_ones() == [mine[1].id, mine[3].id, *(each.id for each in others)]
+    access.disable(eve, actor=ADMIN)
+    access.enable(eve, actor=ADMIN)
+    assert open_ones() == [each.id for each in others]
+    for link in mine:
+        with pytest.raises(InvitationRefused, match="no longer valid"):
+            access.accept(link.token, name="mallory", password=PASSWORD)
 
 
 def test_a_disabled_account_is_shut_out_and_let_in_again(access: AccessService) -> None:

@@ -403,6 +403,7 @@ class AccessService:
             people.give_roles(connection, known.id, given)
             self._end_sessions(connection, known, now=now)
             self._close_resets(connection, known, now=now)  # whoever made one might not make one for the new roles
+            self._close_made_by(connection, known, given, now=now)
             details = {"before": sorted(known.roles), "after": sorted(given), "rater_group": rater_group}
             record(connection, actor, "account.roles", known.name, details, now=now)
             return people.get(connection, known.id)
@@ -425,6 +426,7 @@ class AccessService:
                 people.check_an_admin_is_left(connection, known)
                 self._end_sessions(connection, known, now=now)
                 self._close_resets(connection, known, now=now)
+                self._close_made_by(connection, known, (), now=now)
             connection.execute(sa.update(accounts).where(accounts.c.id == known.id).values(disabled_at=at))
             record(connection, actor, action, known.name, now=now)
             return people.get(connection, known.id)
@@ -531,6 +533,16 @@ class AccessService:
 
     def _close_resets(self, connection: sa.Connection, account: Account, *, now: float) -> None:
         invitations.close(connection, schema.invitations.c.account_id == account.id, now=now)
+
+    def _close_made_by(
+        self, connection: sa.Connection, account: Account, roles: Collection[str], *, now: float
+    ) -> None:
+        """Close the account's invitations and links that it could not make any more with these roles: or they would
+        let it in again."""
+        made = invitations.select_open(connection, schema.invitations.c.invited_by == account.name, now=now)
+        void = [each.id for each in made if not people.may_give(roles, each.roles)]
+        if void:
+            invitations.close(connection, schema.invitations.c.id.in_(void), now=now)
 
     def _seen(self, table: sa.Table, row_id: int, seen_at: float | None, now: float) -> None:
         """Note an activity, unless one was noted less than a minute ago."""

@@ -80,9 +80,14 @@ def check_roles(roles: Collection[str]) -> frozenset[str]:
     return frozenset(roles)
 
 
+def may_give(holder: Collection[str], roles: Collection[str]) -> bool:
+    """Whether one of the holder's roles allows to give or take all of these."""
+    return any(set(roles) <= _MAY_GIVE.get(role, frozenset()) for role in holder)
+
+
 def check_may_manage(actor: Actor, roles: Collection[str], what: str) -> None:
     """Refuse an actor who may not give or take these roles."""
-    if not set(roles) <= _MAY_GIVE.get(actor.role, frozenset()):
+    if not may_give({actor.role}, roles):
         raise NotAllowed(
             f"{actor.name!r} as {actor.role} may not {what} with the roles {', '.join(sorted(roles))}; an admin may, "
             "and a lead where the only role is rater."
