@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+from collections.abc import Callable
 from datetime import timedelta
 
 import argon2
@@ -12,7 +13,7 @@ from tests.store.accounts import ADMIN, CHEAP, LEAD, PASSWORD, acts, join, refus
 from tests.store.conftest import Clock
 
 from tastemaker.errors import StoreError
-from tastemaker.store import LabelService, Store
+from tastemaker.store import LabelService, Store, invitations
 from tastemaker.store.access import (
     AccessService,
     InvitationRefused,
@@ -20,9 +21,10 @@ from tastemaker.store.access import (
     SignedIn,
     SignInRefused,
 )
+from tastemaker.store.accounts import give_roles
 from tastemaker.store.audit import COMMAND_LINE, AuditLog
 from tastemaker.store.passwords import LONGEST_PASSWORD
-from tastemaker.store.schema import api_tokens, metadata, raters, sessions, throttles
+from tastemaker.store.schema import accounts, api_tokens, metadata, raters, sessions, throttles
 
 HOUR, DAY = 3600.0, 86400.0
 
@@ -422,6 +424,83 @@ def test_a_forgotten_password_is_reset_by_a_link(access: AccessService, clock: C
     clock.now += DAY
     with pytest.raises(InvitationRefused):
         access.accept(late.token, name="ann", password=PASSWORD)
+
+
+# --- what two do at once --------------------------------------------------------------------------------------------
+
+
+def meanwhile(store: Store, change: Callable[[sa.Connection], object], act: Callable[[], object]) -> object:
+    """What an act comes to that begins just before somebody else's change is committed."""
+    outcomes: list[object] = []
+
+    def run() -> None:
+        try:
+            outcomes.append(act())
+        except StoreError as refused:
+            outcomes.append(type(refused))
+
+    acting = threading.Thread(target=run)
+    with store.write() as connection:
+        store.lock_store(connection)
+        change(connection)
+        acting.start()
+        acting.join(0.5)
+    acting.join(60.0)
+    (outcome,) = outcomes
+    return outcome
+
+
+def test_no_lead_makes_a_link_for_who_is_being_promoted(access: AccessService, store: Store) -> None:
+    ann = join(access, "ann", "rater")
+    outcome = meanwhile(
+        store,
+        lambda connection: give_roles(connection, ann.id, {"admin"}),
+        lambda: access.reset_password(ann, actor=LEAD),
+    )
+    assert outcome is NotAllowed
+    assert access.invitations() == []
+
+
+def test_a_reset_link_opens_no_account_with_other_roles(access: AccessService, store: Store) -> None:
+    ann = join(access, "ann", "rater")
+    link = access.reset_password(ann, actor=LEAD)
+    with store.write() as connection:
+        give_roles(connection, ann.id, {"admin"})
+    with pytest.raises(InvitationRefused, match="other roles than you have now"):
+        access.accept(link.token, name="ann", password="another good password")
+    assert access.sign_in("ann", PASSWORD).roles == {"admin"}
+
+
+@pytest.mark.parametrize("act", ["sign in", "change"])
+def test_an_old_password_never_comes_back(access: AccessService, store: Store, clock: Clock, act: str) -> None:
+    """Neither by the renewal of its hash, nor by a change that began before it was set anew."""
+    ann, new = join(access, "ann", "rater"), "another good password"
+    renewing = AccessService(
+        store, clock=clock, hasher=argon2.PasswordHasher(time_cost=2, memory_cost=16, parallelism=1)
+    )
+    by_now = CHEAP.hash(new)
+    outcome = meanwhile(
+        store,
+        lambda connection: connection.execute(sa.update(accounts).values(password_hash=by_now)),
+        lambda: (
+            renewing.sign_in("ann", PASSWORD)
+            if act == "sign in"
+            else access.change_password(ann, current=PASSWORD, new="a third good password")
+        ),
+    )
+    assert outcome is SignInRefused
+    assert password_hashes(store) == [by_now]
+
+
+def test_an_invitation_that_is_being_used_is_not_withdrawn(access: AccessService, store: Store) -> None:
+    ann, invitation = join(access, "ann", "admin"), access.invite({"rater"}, rater_group="team", actor=ADMIN)
+    outcome = meanwhile(
+        store,
+        lambda connection: invitations.use(connection, invitation.id, ann, now=0.0),
+        lambda: access.withdraw_invitation(invitation.id, actor=ADMIN),
+    )
+    assert outcome is InvitationRefused
+    assert ("ada", "invitation.withdraw", f"invitation {invitation.id}") not in acts(store)
 
 
 # --- secrets --------------------------------------------------------------------------------------------------------

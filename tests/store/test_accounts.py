@@ -93,7 +93,7 @@ def test_a_reset_link_does_not_outlive_a_promotion(access: AccessService) -> Non
     ann = join(access, "ann", "rater")
     link = access.reset_password(ann, actor=LEAD)
     access.set_roles(ann, {"admin"}, actor=ADMIN)
-    with pytest.raises(InvitationRefused):
+    with pytest.raises(InvitationRefused, match="no longer valid"):
         access.accept(link.token, name="ann", password=PASSWORD)
 
 

@@ -21,7 +21,7 @@ from tastemaker.errors import StoreError
 from tastemaker.store import LabelService, Store
 from tastemaker.store.claiming import find_rater
 from tastemaker.store.desk import Desk
-from tastemaker.store.schema import answers, assignments
+from tastemaker.store.schema import answers, assignments, studies
 from tastemaker.store.tasks import DemonstrationAnswer, Submission, Task, Turn
 
 if TYPE_CHECKING:
@@ -447,6 +447,24 @@ def test_who_writes_to_a_study_is_alone_in_it(url: str, make: Make) -> None:
             assert claimed == []
         claiming.join(60.0)
     assert [question(task) for task in claimed] == ["Question key-0?"]
+
+
+@pytest.mark.parametrize("door", ["claim", "desk"])
+def test_a_study_that_is_being_closed_hands_out_nothing_more(store: Store, make: Make, door: str) -> None:
+    service, desk, found = LabelService(store), Desk(store), list[object]()
+    service.queue(make.study("demonstration"), make.items(1, 0))
+    make.raters(service, "ann")
+
+    def ask() -> None:
+        found.append(desk.next_task("ann", "study") if door == "desk" else service.claim("study", "ann") or None)
+
+    asking = threading.Thread(target=ask)
+    with store.write() as connection:
+        connection.execute(sa.update(studies).values(closed_at=1.0))
+        asking.start()
+        asking.join(0.5)
+    asking.join(60.0)
+    assert found == [None]
 
 
 def test_late_and_new_answers_at_once(url: str, make: Make, clock: Clock) -> None:

@@ -143,6 +143,7 @@ class AccessService:
     def reset_password(self, account: Account, *, actor: Actor, valid: timedelta = RESET_VALID) -> Invitation:
         """An invitation to set an account's password anew, for who has forgotten it. The old one works until then."""
         with self._store.write() as connection:
+            self._store.lock_store(connection)
             now = self._clock()
             known = people.get(connection, account.id)
             check_may_manage(actor, known.roles, "reset the password of an account")
@@ -184,7 +185,8 @@ class AccessService:
             if not found:
                 raise InvitationRefused(f"There is no open invitation {invitation_id}.")
             check_may_manage(actor, found[0].roles, "withdraw an invitation")
-            invitations.close(connection, this, now=now)
+            if not invitations.close(connection, this, now=now):  # somebody came meanwhile
+                raise InvitationRefused(f"There is no open invitation {invitation_id}.")
             record(connection, actor, "invitation.withdraw", f"invitation {invitation_id}", now=now)
 
     def accept(self, token: str, *, name: str, password: str, request_id: str | None = None) -> Account:
@@ -215,6 +217,8 @@ class AccessService:
                 )
             else:
                 (account,) = people.select(connection, accounts.c.name == name)
+                if invited.roles != account.roles:  # who made the link might not make one for these
+                    raise InvitationRefused("This link was made for other roles than you have now; ask for a new one.")
                 self._set_password(connection, account, password_hash)
                 self._end_sessions(connection, account, now=now)
             invitations.use(connection, invited.id, account, now=now)
@@ -237,6 +241,7 @@ class AccessService:
         outdated = right and stored is not None and self._passwords.is_outdated(stored)
         newer = self._passwords.hash(password) if outdated else None
         with self._store.write() as connection:
+            self._store.lock_store(connection)  # or an outdated hash, made anew, could undo a change of the password
             now, before = self._clock(), stored
             account, stored = self._look_up(connection, name)  # another password since, or shut out?
             if account is not None and right and stored == before and not account.disabled:
@@ -330,6 +335,7 @@ class AccessService:
         right = self._passwords.verify(stored, current)
         password_hash = self._passwords.hash(new) if right else None
         with self._store.write() as connection:
+            self._store.lock_store(connection)
             now = self._clock()
             known, before = people.get(connection, account.id), stored
             _, stored = self._look_up(connection, known.name)

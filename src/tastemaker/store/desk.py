@@ -96,8 +96,8 @@ class Desk:
         """
         with self._store.write() as connection:
             person = find_rater(connection, rater, alone=True)
-            found = find_study(connection, person, study)
-            self._store.lock_studies(connection, [found.id])
+            self._store.lock_studies(connection, [find_study(connection, person, study).id])
+            found = find_study(connection, person, study)  # as it is now: a lead may have closed it meanwhile
             now = self._clock()
             refusal = Admission(connection, person, now=now).refusal(found)
             if refusal is not None:

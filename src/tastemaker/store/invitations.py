@@ -108,10 +108,10 @@ def use(connection: sa.Connection, invitation_id: int, account: Account, *, now:
     connection.execute(sa.update(invitations).where(invitations.c.id == invitation_id).values(used))
 
 
-def close(connection: sa.Connection, *which: sa.ColumnElement[bool], now: float) -> None:
-    """Make the open invitations of which `which` is true void."""
+def close(connection: sa.Connection, *which: sa.ColumnElement[bool], now: float) -> int:
+    """Make the open invitations of which `which` is true void; returns how many."""
     still_open = (invitations.c.used_at.is_(None), invitations.c.expires_at > now)
-    connection.execute(sa.update(invitations).where(*still_open, *which).values(expires_at=now))
+    return connection.execute(sa.update(invitations).where(*still_open, *which).values(expires_at=now)).rowcount
 
 
 _SELECT = sa.select(

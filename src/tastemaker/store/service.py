@@ -111,8 +111,8 @@ class LabelService:
         A closed study has nothing left for anybody. Gold and screening items are handed out at the desk alone.
         """
         with self._store.write() as connection:
-            found = questions.find(connection, study)
-            self._store.lock_studies(connection, [found.id])
+            self._store.lock_studies(connection, [questions.find(connection, study).id])
+            found = questions.find(connection, study)  # as it is now: a lead may have closed it meanwhile
             rater_id = rater_in_group(connection, rater, found)
             if turn is not None and turn.of < found.overlap:
                 raise StoreError(
