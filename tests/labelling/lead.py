@@ -8,7 +8,7 @@ from fastapi import FastAPI
 from httpx2 import Response
 from tests.labelling.conftest import PASSWORD, Browser
 from tests.store.conftest import Make
-from tests.store.people import rating, work
+from tests.store.people import know_secrets, rating, work
 
 from tastemaker.labelling.web import Services
 from tastemaker.store import Store
@@ -75,6 +75,7 @@ def fill(store: Store, services: Services, clock: Clock | None = None) -> None:
     services.lead.import_items("ratings", make.items(2, 2), actor=LEAD)
     services.lead.create_study(make.study("comparison", name="pairs", overlap=2), actor=LEAD)
     services.lead.import_items("pairs", make.items(1, 2), actor=LEAD)
+    know_secrets(store)
     desk = Desk(store) if clock is None else Desk(store, clock=clock)
     alike = {f"key-{index}": [[0], [1], [2]] for index in range(3)} | {"gold": [[0], [1], [2]]}
     work(desk, "ann", RANKING, alike)

@@ -27,7 +27,7 @@ CREATE TABLE studies (
     overlap INTEGER NOT NULL, 
     rater_group TEXT NOT NULL, 
     lease_seconds DOUBLE NOT NULL, 
-    created_at DOUBLE NOT NULL, screening BOOLEAN DEFAULT 0 NOT NULL, gold_share DOUBLE DEFAULT '0' NOT NULL, closed_at DOUBLE, 
+    created_at DOUBLE NOT NULL, screening BOOLEAN DEFAULT 0 NOT NULL, gold_share DOUBLE DEFAULT '0' NOT NULL, closed_at DOUBLE, secret TEXT DEFAULT '' NOT NULL, 
     CONSTRAINT pk_studies PRIMARY KEY (id), 
     CONSTRAINT uq_studies_name UNIQUE (name), 
     CONSTRAINT fk_studies_guideline_version FOREIGN KEY(guideline_version) REFERENCES guidelines (version), 

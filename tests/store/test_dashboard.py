@@ -10,7 +10,7 @@ from functools import cache
 from typing import TYPE_CHECKING, Any
 
 import pytest
-from tests.store.people import LEAD, open_accounts, work
+from tests.store.people import LEAD, know_secrets, open_accounts, work
 
 from tastemaker import raters
 from tastemaker.agreement import Undefined
@@ -301,6 +301,7 @@ def test_the_dashboard_reads_the_store(store: Store, service: LabelService, make
     make.raters(service, "ann", "bob")
     lead = LeadService(store, clock=clock)
     lead.create_study(make.study("ranking", overlap=2), actor=LEAD, gold_share=0.5)
+    know_secrets(store)
     lead.import_items("study", make.items(8), actor=LEAD)
     gold = GoldItem(item=make.item("gold"), expected=RankingAnswer((("C",), ("A",), ("B",))))
     lead.add_gold("study", [gold], actor=LEAD)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import sqlite3
 import threading
 from collections.abc import Iterator, Sequence
@@ -261,6 +262,17 @@ def test_a_store_of_version_0002_keeps_its_decisions_and_takes_cut_offs(old_url:
             connection.exec_driver_sql(FILL_0003[0])
         with pytest.raises(exc.DatabaseError, match="are append-only"), store.write() as connection:
             connection.execute(sa.text("DELETE FROM screening_cut_offs"))
+
+
+def test_every_study_of_a_store_of_version_0003_gets_a_secret_of_its_own(old_url: str) -> None:
+    second = FILL_0001[2].replace("(1, 'study'", "(2, 'second'")
+    make_version(old_url, "0003", (*FILL_0001, *FILL_0002, *FILL_0003, second))
+    with Store.open(old_url) as store, store.read() as connection:
+        context = MigrationContext.configure(connection, opts={"compare_type": True})
+        assert compare_metadata(context, metadata) == []
+        secrets = connection.execute(sa.text("SELECT secret FROM studies ORDER BY id")).scalars().all()
+    assert len(set(secrets)) == 2
+    assert all(re.fullmatch("[0-9a-f]{32}", secret) for secret in secrets)
 
 
 @pytest.mark.parametrize("values", ["1.01, NULL, NULL", "NULL, -0.01, NULL", "NULL, NULL, 0.9", "NULL, NULL, 7.1"])

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import hashlib
+import struct
 from dataclasses import replace
 from datetime import timedelta
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
@@ -69,7 +72,13 @@ def set_study(store: Store, name: str = "study", **values: object) -> None:
         connection.execute(sa.update(studies).where(studies.c.name == name).values(values))
 
 
-def make_gold(store: Store, *keys: str, share: float = 1.0, expected: object = (("A",), ("B",), ("C",))) -> None:
+def make_gold(
+    store: Store,
+    *keys: str,
+    share: float = 1.0,
+    expected: object = (("A",), ("B",), ("C",)),
+    secret: str = "known",
+) -> None:
     """Turn items into gold ones without slots."""
     with store.write() as connection:
         ids = connection.execute(sa.select(items.c.id).where(items.c.key.in_(keys))).scalars().all()
@@ -77,7 +86,7 @@ def make_gold(store: Store, *keys: str, share: float = 1.0, expected: object = (
         connection.execute(
             sa.insert(gold), [{"item_id": each, "expected": expected, "created_at": 0.0} for each in ids]
         )
-    set_study(store, gold_share=share)
+    set_study(store, gold_share=share, secret=secret)
 
 
 def decide(store: Store, rater: str, passed: bool) -> None:
@@ -534,7 +543,7 @@ def test_gold_comes_to_each_rater_at_places_and_in_an_order_of_their_own(
 ) -> None:
     """Or raters could tell each other which tasks test them."""
     raters = ("ann", "bob", "cat")
-    assert len({tuple(is_gold_place("study", rater, place, 0.5) for place in range(30)) for rater in raters}) == 3
+    assert len({tuple(is_gold_place("secret", rater, place, 0.5) for place in range(30)) for rater in raters}) == 3
     fill(service, make, count=7)
     make_gold(store, *(f"key-{index}" for index in range(1, 7)))  # every task is gold while there is any
     orders = set()
@@ -547,6 +556,33 @@ def test_gold_comes_to_each_rater_at_places_and_in_an_order_of_their_own(
         assert sorted(met) == [f"key-{index}" for index in range(1, 7)]
         orders.add(tuple(met))
     assert len(orders) == 3
+
+
+def test_nobody_who_knows_names_can_tell_where_gold_comes(url: str, clock: Clock, make: Make, tmp_path: Path) -> None:
+    patterns = []
+    for address in (url, f"sqlite:///{tmp_path / 'other.db'}"):
+        with Store.open(address) as store:
+            fill(LabelService(store), make, count=60)
+            (study,) = LabelService(store).studies()
+            hidden = [f"key-{index}" for index in range(30, 60)]
+            make_gold(store, *hidden, share=0.5, secret=study.secret)
+        came: list[bool] = []
+        while len(came) < 24:
+            with Store.open(address) as store:  # the server is started anew now and then
+                desk = Desk(store, clock=clock)
+                for _ in range(8):
+                    view = desk.next_task("ann", "study")
+                    came.append(key(view) in hidden)
+                    desk.submit("ann", id_of(view), write("text"))
+        assert came == [is_gold_place(study.secret, "ann", place, 0.5) for place in range(24)]
+        patterns.append(came)
+    by_names = [
+        number < 2**31
+        for block in range(2)
+        for number in struct.unpack("<16I", hashlib.blake2b(f"study\x1fann\x1f{block}".encode()).digest())
+    ]
+    assert patterns[0] != patterns[1]
+    assert by_names[:24] not in patterns
 
 
 def test_gold_is_never_late_and_never_anothers(

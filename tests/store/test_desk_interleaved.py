@@ -47,7 +47,9 @@ class Play:
             last = sa.select(items.c.id).where(items.c.study_id == of_study, items.c.key == "key-4")
             self.gold = connection.execute(last).scalar_one()
             connection.execute(sa.insert(gold).values(item_id=self.gold, expected="x", created_at=0.0))
-            connection.execute(sa.update(studies).where(studies.c.name == self.study).values(gold_share=0.3))
+            connection.execute(
+                sa.update(studies).where(studies.c.name == self.study).values(gold_share=0.3, secret="known")
+            )
         self.running: dict[str, str] = {}
         self.given: dict[str, list[str]] = {rater: [] for rater in RATERS}
         self.drafts: dict[tuple[str, str], str] = {}
@@ -233,7 +235,7 @@ def test_everything_at_the_desk_is_blind(store: Store, service: LabelService, ma
     with store.write() as connection:
         ids = connection.execute(sa.select(items.c.id).order_by(items.c.id)).scalars().all()
         connection.execute(sa.insert(gold), [{"item_id": each, "expected": "A", "created_at": 0.0} for each in ids[:2]])
-        connection.execute(sa.update(studies).values(gold_share=0.9))
+        connection.execute(sa.update(studies).values(gold_share=0.9, secret="secret-study"))
     desk = Desk(store, clock=clock)
     told: list[object] = []
     tell: Callable[[object], None] = told.append

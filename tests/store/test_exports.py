@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
-from tests.store.people import LEAD, actions, open_accounts, work
+from tests.store.people import LEAD, actions, know_secrets, open_accounts, work
 
 from tastemaker.errors import ConfigError, DataError, StoreError
 from tastemaker.files import read_demonstrations, read_rankings
@@ -51,6 +51,7 @@ def ranked(store: Store, service: LabelService, make: Make, clock: Clock) -> Non
     make.raters(service, "ann", "bob")
     lead = LeadService(store, clock=clock)
     lead.create_study(make.study("ranking", overlap=2), actor=LEAD, gold_share=0.5)
+    know_secrets(store)
     lead.import_items("study", make.items(3), actor=LEAD)
     gold = GoldItem(item=make.item("gold"), expected=RankingAnswer((("A",), ("B", "C"))))
     lead.add_gold("study", [gold], actor=LEAD)

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 import pytest
 from hypothesis import given as drawn
 from hypothesis import strategies as st
-from tests.store.people import LEAD, actions, open_accounts, work
+from tests.store.people import LEAD, actions, know_secrets, open_accounts, work
 
 from tastemaker.agreement import Undefined
 from tastemaker.errors import DataError, StoreError
@@ -292,6 +292,7 @@ def test_gold_from_a_file_is_hidden_and_counts_nowhere(
 ) -> None:
     make.raters(service, "ann")
     lead.create_study(make.study("ranking"), actor=LEAD, gold_share=0.5)
+    know_secrets(store)
     lead.import_items("study", make.items(6), actor=LEAD)
     row = {"prompt": "Question g?", "responses": ["Text 0 g", "Text 1 g", "Text 2 g"], "expected": [["B"], ["A", "C"]]}
     assert lead.import_gold_file("study", write(tmp_path / "g.jsonl", [row]), actor=LEAD).added == 1

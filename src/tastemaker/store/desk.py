@@ -371,7 +371,7 @@ def _next_slot(connection: sa.Connection, study: Study, person: Person) -> str |
     if slot is None or study.gold_share <= 0:
         return slot
     place = hidden.tasks_done(connection, study, person)
-    if not hidden.is_gold_place(study.name, person.name, place, study.gold_share):
+    if not hidden.is_gold_place(study.secret, person.name, place, study.gold_share):
         return slot
     return hidden.next_slot(connection, study, person) or slot
 
@@ -410,7 +410,7 @@ def _ahead(connection: sa.Connection, study: Study, person: Person, held: int, *
     if study.gold_share <= 0 or work == 0:
         return work
     return hidden.tasks_ahead(
-        study.name,
+        study.secret,
         person.name,
         study.gold_share,
         place=hidden.tasks_done(connection, study, person) + held,

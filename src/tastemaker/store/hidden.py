@@ -4,8 +4,8 @@ They have as many slots as raters meet them; a slot is made when a rater comes t
 an answer to one is never late. For the rater nothing distinguishes such a task: same lease, same history, and the count
 of what is left falls by one with it as with any other.
 
-Which of a rater's tasks are gold follows from a hash of study, rater and the number of tasks they have done with: it is
-the same whenever and wherever it is asked, and nobody can tell it from outside.
+Which of a rater's tasks are gold follows from a hash of the study's secret, the rater and the number of tasks that they
+have done with: it is the same whenever it is asked, and nobody who only knows names can tell it.
 """
 
 from __future__ import annotations
@@ -26,18 +26,19 @@ from tastemaker.store.tasks import order_seed
 _BLOCK = 16
 
 
-def is_gold_place(study: str, rater: str, place: int, share: float) -> bool:
-    """Whether a rater's task number `place` in a study is a gold item, while there are any that they have not met."""
-    return _numbers(study, rater, place // _BLOCK)[place % _BLOCK] < share * 2**32
+def is_gold_place(secret: str, rater: str, place: int, share: float) -> bool:
+    """Whether a rater's task number `place` in the study with this secret is a gold item, while there are any that they
+    have not met."""
+    return _numbers(secret, rater, place // _BLOCK)[place % _BLOCK] < share * 2**32
 
 
-def tasks_ahead(study: str, rater: str, share: float, *, place: int, work: int, gold_items: int) -> int:
+def tasks_ahead(secret: str, rater: str, share: float, *, place: int, work: int, gold_items: int) -> int:
     """How many tasks lie ahead of a rater at `place`: the open questions, and the gold items that come before the last.
 
     So it falls by one with every task done, whichever it was.
     """
     ahead = 0
-    fates = _places(study, rater, share, place)
+    fates = _places(secret, rater, share, place)
     while work > 0:
         if gold_items > 0 and next(fates):
             gold_items -= 1
@@ -47,17 +48,17 @@ def tasks_ahead(study: str, rater: str, share: float, *, place: int, work: int, 
     return ahead
 
 
-def _places(study: str, rater: str, share: float, first: int) -> Iterator[bool]:
+def _places(secret: str, rater: str, share: float, first: int) -> Iterator[bool]:
     bound = share * 2**32
     block, skipped = divmod(first, _BLOCK)
     while True:
-        for number in _numbers(study, rater, block)[skipped:]:
+        for number in _numbers(secret, rater, block)[skipped:]:
             yield number < bound
         block, skipped = block + 1, 0
 
 
-def _numbers(study: str, rater: str, block: int) -> tuple[int, ...]:
-    return struct.unpack(f"<{_BLOCK}I", _digest(study, rater, str(block)))
+def _numbers(secret: str, rater: str, block: int) -> tuple[int, ...]:
+    return struct.unpack(f"<{_BLOCK}I", _digest(secret, rater, str(block)))
 
 
 def _digest(*parts: str) -> bytes:
@@ -89,7 +90,7 @@ def next_slot(connection: sa.Connection, study: Study, person: Person) -> str | 
     unmet = connection.execute(_unmet(study, person).order_by(items.c.position)).all()
     if not unmet:
         return None
-    item = unmet[0] if study.screening else min(unmet, key=lambda row: _digest(study.name, person.name, row.key))
+    item = unmet[0] if study.screening else min(unmet, key=lambda row: _digest(study.secret, person.name, row.key))
     return _own_slot(connection, item.id, person) or _new_slot(connection, study, item.id, item.key, item.position)
 
 

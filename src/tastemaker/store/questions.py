@@ -6,7 +6,7 @@ import hashlib
 import json
 import secrets
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import sqlalchemy as sa
 
@@ -49,6 +49,7 @@ class Study:
     screening: bool
     gold_share: float
     closed_at: float | None
+    secret: str = field(repr=False)  # in no view, file or export
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -112,6 +113,7 @@ def as_study(row: sa.Row[tuple[object, ...]]) -> Study:
         screening=row.screening,
         gold_share=row.gold_share,
         closed_at=row.closed_at,
+        secret=row.secret,
     )
 
 
@@ -128,8 +130,8 @@ def find_or_create(connection: sa.Connection, study: StudyConfig, *, now: float)
     }
     row = connection.execute(sa.select(studies).where(studies.c.name == study.name)).one_or_none()
     if row is None:
-        statement = sa.insert(studies).values(name=study.name, created_at=now, **wanted).returning(studies.c.id)
-        return int(connection.execute(statement).scalar_one())
+        new = {"name": study.name, "created_at": now, "secret": secrets.token_hex(16), **wanted}
+        return int(connection.execute(sa.insert(studies).values(new).returning(studies.c.id)).scalar_one())
     stored = dict(row._mapping)
     if study.guideline.version in replaced_guidelines(connection, study.name):
         stored["guideline_version"] = study.guideline.version

@@ -23,7 +23,7 @@ from __future__ import annotations
 import sqlalchemy as sa
 
 # The newest migration. Opening a database of this version needs no migration machinery.
-SCHEMA_VERSION = "0003"
+SCHEMA_VERSION = "0004"
 
 # How answers' bodies are written; recorded with each, because the fields asked change over a project's life, and a
 # field that was not asked is not a "no".
@@ -90,6 +90,9 @@ studies = sa.Table(
     # The share of a rater's tasks that are hidden gold items.
     sa.Column("gold_share", sa.Double, nullable=False, server_default="0"),
     sa.Column("closed_at", sa.Double),  # nobody can claim its slots from then on
+    # Random, drawn when the study is made; the empty default is what SQLite asks of a column that is added. What raters
+    # must not foresee follows from it, so it is in no view, file or export.
+    sa.Column("secret", sa.Text, nullable=False, server_default=""),
     sa.CheckConstraint("kind IN ('demonstration', 'ranking', 'comparison', 'rating')", name="kind"),
     sa.CheckConstraint("purpose IN ('training', 'evaluation')", name="purpose"),
     sa.CheckConstraint("overlap >= 1", name="overlap"),

@@ -270,7 +270,11 @@ def order_shown(order_seed: int, count: int) -> tuple[int, ...]:
 
 
 def order_seed(study: str, key: str, slot: int) -> int:
-    """The seed of a slot's order; 63 bits, the widest whole number that both databases store."""
+    """The seed of a slot's order; 63 bits, the widest whole number that both databases store.
+
+    It follows from public names alone, so that a run is the same to the byte in any store. So whoever knows the study's
+    name and the item's key can compute it; raters are not shown keys.
+    """
     digest = hashlib.blake2b("\x1f".join((study, key, str(slot))).encode(), digest_size=8).digest()
     return int.from_bytes(digest, "big") >> 1
 

@@ -1,0 +1,28 @@
+"""A secret for each study, so that what follows from hashes of public names can no longer be computed by raters."""
+
+from __future__ import annotations
+
+import secrets
+
+import sqlalchemy as sa
+from alembic import op
+
+revision = "0004"
+down_revision = "0003"
+branch_labels = None
+depends_on = None
+
+APPEND_ONLY = ()
+
+
+def upgrade() -> None:
+    op.add_column("studies", sa.Column("secret", sa.Text, server_default="", nullable=False))
+    studies = sa.table("studies", sa.column("id"), sa.column("secret"))
+    connection = op.get_bind()
+    for study_id in connection.execute(sa.select(studies.c.id)).scalars().all():
+        drawn = sa.update(studies).where(studies.c.id == study_id).values(secret=secrets.token_hex(16))
+        connection.execute(drawn)
+
+
+def downgrade() -> None:
+    raise NotImplementedError("Labels are never migrated backwards: restore the copy made before the upgrade.")
