@@ -352,6 +352,25 @@ def test_nobody_settles_what_they_answer_themselves(
     assert adjudication.case("theirs", item_ids(lead, "theirs")[0], actor=cleo).answers == ()  # she does not rate there
 
 
+def test_items_that_test_raters_are_not_there_for_adjudicators(
+    store: Store, service: LabelService, lead: LeadService, make: Make, clock: Clock
+) -> None:
+    make.raters(service, "ann", "bob")
+    for name, screening in (("study", False), ("test", True)):
+        lead.create_study(make.study("ranking", name=name), actor=LEAD, screening=screening)
+        gold = GoldItem(item=make.item("gold"), expected=RankingAnswer((("A",), ("B", "C"))))
+        lead.add_gold(name, [gold], actor=LEAD)
+    work(Desk(store, clock=clock), "ann", "test", {"gold": [[0], [1], [2]]})
+    adjudication = AdjudicationService(store, clock=clock)
+    for name in ("study", "test"):
+        for item in (*item_ids(lead, name), 999):
+            nothing = f"^Study '{name}' has no item {item}\\.$"
+            with pytest.raises(StoreError, match=nothing):
+                adjudication.case(name, item, actor=LEAD)
+            with pytest.raises(StoreError, match=nothing):
+                adjudication.adjudicate(name, item, RankingAnswer((("A", "B", "C"),)), reason="why", actor=LEAD)
+
+
 def test_adjudication_shows_queued_letters_and_no_names(
     store: Store, service: LabelService, lead: LeadService, make: Make, clock: Clock
 ) -> None:

@@ -3,6 +3,9 @@
 An adjudicator sees every answer to an item, in queued letters (A is the output queued first), and neither who gave it
 nor what wrote the outputs. Adjudications are revisions like answers: the newest counts, and the raters' own stay.
 
+Items that test raters are not there for adjudicators, who would know them beforehand: gold and screening items are
+refused as if there were none of that number.
+
 An adjudicator may also rate. Nobody settles what they answered themselves, and nobody who may still be asked an item
 sees what others answered: to them an item is closed until all its answers are there.
 """
@@ -120,12 +123,9 @@ class AdjudicationService:
         """One item with every answer to it."""
         with self._store.read() as connection:
             found = self._find(connection, study)
-            which = sa.and_(of_studies([found.id]), items.c.id == item)
-            asked = all_items(connection, which).get(item)
-            if asked is None:
-                raise StoreError(f"Study {study!r} has no item {item}.")
+            asked = _open_question(connection, found, item)
             _refuse_own(connection, found, asked, actor)
-            given = all_given(connection, which)
+            given = all_given(connection, items.c.id == item)
             notes = connection.execute(
                 sa.select(remarks.c.kind, remarks.c.reason, remarks.c.note)
                 .join(leases, leases.c.id == remarks.c.lease_id)
@@ -165,11 +165,7 @@ class AdjudicationService:
             found = self._find(connection, study)
             self._store.lock_studies(connection, [found.id])
             account = account_id(connection, actor.name)
-            asked = all_items(connection, sa.and_(of_studies([found.id]), items.c.id == item)).get(item)
-            if asked is None:
-                raise StoreError(f"Study {study!r} has no item {item}.")
-            if asked.expected is not None or asked.screening:
-                raise StoreError(f"Item {item} of study {study!r} tests raters; its answer is known. Leave it so.")
+            asked = _open_question(connection, found, item)
             _refuse_own(connection, found, asked, actor)
             check_answer(found.kind, answer, LETTERS[: len(asked.outputs)])
             last = connection.execute(
@@ -205,6 +201,13 @@ def newest(connection: sa.Connection, ids: Sequence[int]) -> Mapping[int, Answer
         .order_by(adjudications.c.revision)
     )
     return {row.item_id: answer_from_json(row.kind, row.body) for row in rows}
+
+
+def _open_question(connection: sa.Connection, study: Study, item: int) -> Item:
+    asked = all_items(connection, sa.and_(of_studies([study.id]), items.c.id == item)).get(item)
+    if asked is None or not asked.is_work:
+        raise StoreError(f"Study {study.name!r} has no item {item}.")
+    return asked
 
 
 def _own(connection: sa.Connection, study: Study, actor: Actor) -> set[int]:

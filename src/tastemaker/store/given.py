@@ -54,6 +54,11 @@ class Item:
     expected: Answer | None = None
     screening: bool = False
 
+    @property
+    def is_work(self) -> bool:
+        """Whether it is an open question, rather than one that tests the rater."""
+        return self.expected is None and not self.screening
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Given:
@@ -86,7 +91,7 @@ class Given:
     @property
     def is_work(self) -> bool:
         """Whether it answers an open question, rather than one that tests the rater."""
-        return self.item.expected is None and not self.item.screening
+        return self.item.is_work
 
 
 def as_ranking(item: Item, answer: RankingAnswer | ComparisonAnswer, author: Author) -> Ranking:
