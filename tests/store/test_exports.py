@@ -12,7 +12,7 @@ from tests.store.people import LEAD, actions, know_secrets, open_accounts, work
 
 from tastemaker.errors import ConfigError, DataError, StoreError
 from tastemaker.files import read_demonstrations, read_rankings
-from tastemaker.records import with_about
+from tastemaker.records import Ranking, with_about
 from tastemaker.store import LabelService, Store
 from tastemaker.store.adjudication import AdjudicationService
 from tastemaker.store.desk import Desk
@@ -61,6 +61,36 @@ def ranked(store: Store, service: LabelService, make: Make, clock: Clock) -> Non
     work(desk, "bob", "study", answers | {"key-0": [[0], [1], [2]]})
 
 
+def texts(ranking: Ranking) -> list[list[str]]:
+    """The ranked texts, whatever order they are kept in."""
+    return [sorted(ranking.responses[index].text for index in group) for group in ranking.order]
+
+
+def test_a_blinded_export_does_not_tell_sources_by_the_order(
+    store: Store, service: LabelService, exports: Exports, make: Make, clock: Clock, tmp_path: Path
+) -> None:
+    """One policy of an evaluation is always queued first, and the chosen of an imported pair."""
+    make.raters(service, "ann")
+    service.queue(make.study("comparison"), make.items(40, 2))
+    work(Desk(store, clock=clock), "ann", "study", {f"key-{index}": 0 for index in range(40)})
+    for name, reason in (("blind", None), ("again", None), ("open", "win rates")):
+        exports.export(["study"], tmp_path / name, actor=LEAD, config=NO_SPLIT, unblind_reason=reason)
+    blind, unblinded = (rows(tmp_path / name / "train.jsonl") for name in ("blind", "open"))
+    assert blind == rows(tmp_path / "again" / "train.jsonl")
+    first = [row["responses"][0].split()[1] for row in blind]
+    assert 5 <= first.count("0") <= 35  # of 40 fair throws, fewer or more in one run of a million
+    for one, other in zip(blind, unblinded, strict=True):
+        assert other["responses"] == sorted(one["responses"])
+        for row in (one, other):
+            assert row["responses"][row["ranking"][0][0]].startswith("Text 0")
+            assert row["finished"] == ["Text 1" not in text for text in row["responses"]]
+        # The same output was shown first, whatever its number in the row.
+        assert one["responses"][one["order_shown"][0]] == other["responses"][other["order_shown"][0]]
+    (study,) = service.studies()
+    for path in (tmp_path / "open").rglob("*.json*"):
+        assert study.secret not in path.read_text(encoding="utf-8")
+
+
 def test_rankings_are_what_training_reads(
     store: Store, service: LabelService, exports: Exports, make: Make, clock: Clock, tmp_path: Path
 ) -> None:
@@ -70,13 +100,16 @@ def test_rankings_are_what_training_reads(
     # Pairs: key-0 has 2 (C over A, B) and 3; key-1 twice 3; key-2 none, of 3 tied ones each. Tied: 1 + 3 + 3.
     assert report.answers == {"train.jsonl": 6, "pairs/train.jsonl": 11}
     read = read_rankings(tmp_path / "out" / "train.jsonl")
-    assert [one.order for one in read] == [one.order for one in service.rankings("study")]
-    assert read[0].order == ((2,), (0, 1))
-    assert [one.responses for one in read] == [one.responses for one in service.rankings("study")]
+    assert [texts(one) for one in read] == [texts(one) for one in service.rankings("study")]
+    assert texts(read[0]) == [["Text 2 of key-0"], ["Text 0 of key-0", "Text 1 of key-0"]]
+    assert [set(one.responses) for one in read] == [set(one.responses) for one in service.rankings("study")]
     assert dict(read[0].prompt.about.extra)["truth"] == {"answer": "truth key-0"}
     assert len({one.author.rater for one in read}) == 2
     pairs = read_rankings(tmp_path / "out" / "pairs" / "train.jsonl")
-    assert [response.text for response in pairs[0].responses] == ["Text 2 of key-0", "Text 0 of key-0"]
+    assert [response.text for response in pairs[0].responses] in (
+        ["Text 2 of key-0", "Text 0 of key-0"],
+        ["Text 2 of key-0", "Text 1 of key-0"],
+    )
     text = "".join(path.read_text(encoding="utf-8") for path in (tmp_path / "out").rglob("*.json*"))
     assert not any(name in text for name in ("ann", "bob", "model-", "gold"))
     assert manifest(tmp_path / "out")["tied_pairs_left_out"] == 7
@@ -128,12 +161,15 @@ def test_an_adjudicated_answer_stands_in_place_of_the_others_and_is_marked(
     ranked(store, service, make, clock)
     adjudication = AdjudicationService(store, clock=clock)
     (dispute,) = adjudication.disputed("study", actor=LEAD)
-    answer = RankingAnswer((("B",), ("C",), ("A",)))
+    case = adjudication.case("study", dispute.item, actor=LEAD)
+    shown = {output.text: output.letter for output in case.outputs}
+    answer = RankingAnswer(tuple((shown[f"Text {index} of key-0"],) for index in (1, 2, 0)))
     adjudication.adjudicate("study", dispute.item, answer, reason="B alone is true", actor=LEAD)
     exports.export(["study"], tmp_path / "out", actor=LEAD, config=NO_SPLIT)
     read = read_rankings(tmp_path / "out" / "train.jsonl")
     assert len(read) == 5
-    assert (read[0].order, read[0].author.rater) == (((1,), (2,), (0,)), None)
+    assert texts(read[0]) == [["Text 1 of key-0"], ["Text 2 of key-0"], ["Text 0 of key-0"]]
+    assert read[0].author.rater is None
     assert [bool(one.prompt.about.extra.get("adjudicated")) for one in read] == [True, False, False, False, False]
     assert manifest(tmp_path / "out")["adjudicated"] == 1
     plain = dataclasses.replace(NO_SPLIT, adjudicated=False)
@@ -195,7 +231,7 @@ def test_parquet_reads_back(
     config = dataclasses.replace(NO_SPLIT, format="parquet")
     exports.export(["study"], tmp_path / "out", actor=LEAD, config=config)
     read = read_rankings(tmp_path / "out" / "train.parquet")
-    assert [one.order for one in read] == [one.order for one in service.rankings("study")]
+    assert [texts(one) for one in read] == [texts(one) for one in service.rankings("study")]
     assert read[0].prompt.about == dataclasses.replace(
         service.rankings("study")[0].prompt.about, extra=read[0].prompt.about.extra
     )
@@ -212,13 +248,13 @@ def test_comparisons_and_ratings(
     rated = {0: OutputRating(2, ("violent_content",)), 1: OutputRating(6)}
     work(desk, "ann", "rating", {f"key-{index}": rated for index in range(3)})
     exports.export(["comparison"], tmp_path / "c", actor=LEAD, config=NO_SPLIT)
-    assert [one.order for one in read_rankings(tmp_path / "c" / "train.jsonl")] == [
-        ((1,), (0,)),
-        ((0,), (1,)),
-        ((0, 1),),
+    assert [texts(one) for one in read_rankings(tmp_path / "c" / "train.jsonl")] == [
+        [["Text 1 of key-0"], ["Text 0 of key-0"]],
+        [["Text 0 of key-1"], ["Text 1 of key-1"]],
+        [["Text 0 of key-2", "Text 1 of key-2"]],
     ]
     exports.export(["rating"], tmp_path / "r", actor=LEAD, config=NO_SPLIT)
-    first, second, *_ = rows(tmp_path / "r" / "train.jsonl")
+    first, second = sorted(rows(tmp_path / "r" / "train.jsonl")[:2], key=lambda row: str(row["response"]))
     assert (first["response"], first["likert"], first["flags"]) == ("Text 0 of key-0", 2, ["violent_content"])
     assert (second["likert"], second["flags"], second["finished"]) == (6, [], False)
     with pytest.raises(StoreError, match="one kind"):

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
+import sqlalchemy as sa
 from hypothesis import given as drawn
 from hypothesis import strategies as st
 from tests.store.people import LEAD, actions, know_secrets, open_accounts, work
@@ -26,6 +27,7 @@ from tastemaker.store.desk import Desk
 from tastemaker.store.gold import against_gold, disagreement, in_queued_letters, in_shown_letters
 from tastemaker.store.importing import GoldItem
 from tastemaker.store.lead import LeadService
+from tastemaker.store.schema import adjudications
 from tastemaker.store.tasks import (
     LETTERS,
     Answer,
@@ -214,6 +216,10 @@ def test_unblinding_needs_a_reason_and_is_audited(store: Store, lead: LeadServic
         ("key-0", "B", "model-1"),
         ("key-0", "C", "model-2"),
     ]
+    case = AdjudicationService(store).case("study", found[0].item, actor=LEAD)
+    assert {one.shown_as: one.source for one in found[:3]} == {
+        output.letter: f"model-{output.text.split()[1]}" for output in case.outputs
+    }
     assert len(lead.unblind("study", reason="one looks odd", actor=LEAD, item=found[3].item)) == 3
     assert actions(store)[-2:] == ["study.unblind", "study.unblind"]
 
@@ -352,6 +358,34 @@ def test_nobody_settles_what_they_answer_themselves(
     assert adjudication.case("theirs", item_ids(lead, "theirs")[0], actor=cleo).answers == ()  # she does not rate there
 
 
+def test_adjudicators_cannot_tell_sources_by_the_order_and_mean_what_they_see(
+    store: Store, lead: LeadService, make: Make, clock: Clock
+) -> None:
+    """One policy of an evaluation is always queued first, and the chosen of an imported pair."""
+    adjudication = AdjudicationService(store, clock=clock)
+    lead.create_study(make.study("comparison"), actor=LEAD)
+    lead.import_items("study", make.items(40, 2), actor=LEAD)
+    lead.create_study(make.study("rating", name="ratings"), actor=LEAD)
+    lead.import_items("ratings", make.items(3), actor=LEAD)
+    first = []
+    for item in item_ids(lead, "study"):
+        case = adjudication.case("study", item, actor=LEAD)
+        assert adjudication.case("study", item, actor=LEAD) == case
+        first.append(case.outputs[0].text.split()[1])
+        adjudication.adjudicate("study", item, ComparisonAnswer("A"), reason="why", actor=LEAD)
+        (settled,) = adjudication.case("study", item, actor=LEAD).adjudications
+        assert settled.answer == ComparisonAnswer("A")
+    assert 5 <= first.count("0") <= 35  # of 40 fair throws, fewer or more in one run of a million
+    for item in item_ids(lead, "ratings"):
+        case = adjudication.case("ratings", item, actor=LEAD)
+        answer = RatingAnswer({output.letter: OutputRating(int(output.text.split()[1]) + 1) for output in case.outputs})
+        adjudication.adjudicate("ratings", item, answer, reason="why", actor=LEAD)
+    with store.read() as connection:
+        bodies = connection.execute(sa.select(adjudications.c.body).order_by(adjudications.c.id)).scalars().all()
+    assert bodies[:40] == ["A" if index == "0" else "B" for index in first]
+    assert bodies[40:] == [{letter: {"likert": n, "flags": []} for n, letter in enumerate("ABC", 1)}] * 3
+
+
 def test_items_that_test_raters_are_not_there_for_adjudicators(
     store: Store, service: LabelService, lead: LeadService, make: Make, clock: Clock
 ) -> None:
@@ -371,7 +405,7 @@ def test_items_that_test_raters_are_not_there_for_adjudicators(
                 adjudication.adjudicate(name, item, RankingAnswer((("A", "B", "C"),)), reason="why", actor=LEAD)
 
 
-def test_adjudication_shows_queued_letters_and_no_names(
+def test_adjudication_shows_an_order_of_its_own_and_no_names(
     store: Store, service: LabelService, lead: LeadService, make: Make, clock: Clock
 ) -> None:
     make.raters(service, "ann", "bob")
@@ -386,11 +420,10 @@ def test_adjudication_shows_queued_letters_and_no_names(
     # All three pairs opposite: 1. One preference against a tie, of three pairs: 1/6.
     assert [(one.number, round(one.disagreement, 6)) for one in disputes] == [(2, 1.0), (3, round(1 / 6, 6))]
     case = adjudication.case("study", disputes[0].item, actor=LEAD)
-    assert [output.text for output in case.outputs] == [f"Text {index} of key-1" for index in range(3)]
-    assert [one.answer for one in case.answers] == [
-        RankingAnswer((("A",), ("B",), ("C",))),
-        RankingAnswer((("C",), ("B",), ("A",))),
-    ]
+    queued = {output.letter: int(output.text.split()[1]) for output in case.outputs}
+    assert sorted(queued.values()) == [0, 1, 2]
+    given = [one.answer.groups for one in case.answers if isinstance(one.answer, RankingAnswer)]
+    assert sorted([queued[letter] for (letter,) in groups] for groups in given) == [[0, 1, 2], [2, 1, 0]]
     shown = repr(case)
     assert not any(hidden in shown for hidden in ("ann", "bob", "model-", "truth", "user-of"))
     for answer in (RankingAnswer((("B",), ("A", "C"))), RankingAnswer((("A",), ("B",), ("C",)))):
@@ -398,6 +431,9 @@ def test_adjudication_shows_queued_letters_and_no_names(
     assert [one.answer for one in adjudication.case("study", case.item, actor=LEAD).adjudications][-1] == RankingAnswer(
         (("A",), ("B",), ("C",))
     )
+    with store.read() as connection:  # kept in the letters of the order queued
+        last = sa.select(adjudications.c.body).order_by(adjudications.c.revision.desc()).limit(1)
+        assert connection.execute(last).scalar() == [[LETTERS[queued[letter]]] for letter in ("A", "B", "C")]
     assert [one.adjudicated for one in adjudication.disputed("study", actor=LEAD)] == [False, True]
     with pytest.raises(StoreError, match="missing C"):
         adjudication.adjudicate("study", case.item, RankingAnswer((("A",), ("B",))), reason="no", actor=LEAD)

@@ -1,7 +1,9 @@
 """Items on which raters disagree, and the answer that an adjudicator gives in the end.
 
-An adjudicator sees every answer to an item, in queued letters (A is the output queued first), and neither who gave it
-nor what wrote the outputs. Adjudications are revisions like answers: the newest counts, and the raters' own stay.
+An adjudicator sees every answer to an item, and neither who gave it nor what wrote the outputs. These stand in an order
+of the item's own, since the one in which they were queued may tell what wrote them; all letters of a case are of that
+order, and what is stored is in queued letters (A is the output queued first). Adjudications are revisions like answers:
+the newest counts, and the raters' own stay.
 
 Items that test raters are not there for adjudicators, who would know them beforehand: gold and screening items are
 refused as if there were none of that number.
@@ -14,7 +16,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import sqlalchemy as sa
 
@@ -24,8 +26,8 @@ from tastemaker.store import audit, questions
 from tastemaker.store.audit import Actor
 from tastemaker.store.database import Store
 from tastemaker.store.given import Given, Item, account_id, all_given, all_items, of_studies, one_each
-from tastemaker.store.gold import disagreement
-from tastemaker.store.questions import Study
+from tastemaker.store.gold import disagreement, in_queued_letters, in_shown_letters
+from tastemaker.store.questions import Study, blind_order
 from tastemaker.store.schema import accounts, adjudications, items, leases, raters, remarks, studies
 from tastemaker.store.schema import assignments as slots
 from tastemaker.store.tasks import (
@@ -133,7 +135,9 @@ class AdjudicationService:
                 .where(slots.c.item_id == item)
                 .order_by(remarks.c.id)
             ).all()
-            earlier = _history(connection, item, found.kind)
+            order = blind_order(found, asked.key, len(asked.outputs))
+            earlier = _history(connection, item, found.kind, order)
+        shown = [replace(one, answer=in_shown_letters(one.answer, order)) for one in given]
         return Case(
             item=item,
             number=asked.position + 1,
@@ -142,13 +146,13 @@ class AdjudicationService:
             guideline_version=found.guideline_version,
             messages=asked.prompt.messages,
             outputs=tuple(
-                ShownOutput(letter=letter, text=output.response.text)
-                for letter, output in zip(LETTERS, asked.outputs, strict=False)
+                ShownOutput(letter=letter, text=asked.outputs[index].response.text)
+                for letter, index in zip(LETTERS, order, strict=False)
             ),
             # In an order of their own, so that the place says nothing of who answered first.
             answers=tuple(
                 ShownAnswer(answer=one.answer, counts=one.counts, guideline_version=one.guideline_version)
-                for one in sorted(given, key=lambda one: (not one.counts, str(answer_to_json(one.answer))))
+                for one in sorted(shown, key=lambda one: (not one.counts, str(answer_to_json(one.answer))))
             ),
             remarks=tuple(
                 ": ".join(part for part in (row.kind, row.reason, row.note) if isinstance(part, str) and part)
@@ -158,7 +162,7 @@ class AdjudicationService:
         )
 
     def adjudicate(self, study: str, item: int, answer: Answer, *, reason: str, actor: Actor) -> None:
-        """Settle an item by an answer in queued letters. Exports give it in place of the raters' answers."""
+        """Settle an item by an answer in the letters of its case. Exports give it in place of the raters' answers."""
         if not reason.strip():
             raise StoreError("An adjudication needs a reason; write a few words.")
         with self._store.write() as connection:
@@ -168,6 +172,7 @@ class AdjudicationService:
             asked = _open_question(connection, found, item)
             _refuse_own(connection, found, asked, actor)
             check_answer(found.kind, answer, LETTERS[: len(asked.outputs)])
+            queued = in_queued_letters(answer, blind_order(found, asked.key, len(asked.outputs)))
             last = connection.execute(
                 sa.select(sa.func.max(adjudications.c.revision)).where(adjudications.c.item_id == item)
             ).scalar()
@@ -175,7 +180,7 @@ class AdjudicationService:
             row = {
                 "item_id": item,
                 "revision": 1 if last is None else last + 1,
-                "body": answer_to_json(answer),
+                "body": answer_to_json(queued),
                 "reason": reason,
                 "account_id": account,
                 "created_at": now,
@@ -236,7 +241,7 @@ def _refuse_own(connection: sa.Connection, study: Study, item: Item, actor: Acto
         )
 
 
-def _history(connection: sa.Connection, item: int, kind: StudyKind) -> tuple[Adjudicated, ...]:
+def _history(connection: sa.Connection, item: int, kind: StudyKind, order: Sequence[int]) -> tuple[Adjudicated, ...]:
     rows = connection.execute(
         sa.select(adjudications, accounts.c.name)
         .join(accounts, accounts.c.id == adjudications.c.account_id)
@@ -244,6 +249,11 @@ def _history(connection: sa.Connection, item: int, kind: StudyKind) -> tuple[Adj
         .order_by(adjudications.c.revision)
     )
     return tuple(
-        Adjudicated(answer=answer_from_json(kind, row.body), reason=row.reason, by=row.name, at=row.created_at)
+        Adjudicated(
+            answer=in_shown_letters(answer_from_json(kind, row.body), order),
+            reason=row.reason,
+            by=row.name,
+            at=row.created_at,
+        )
         for row in rows
     )

@@ -8,8 +8,10 @@
 
 A prompt keeps the split that it has; else all prompts of one author go the same way, by a hash. Raters go by
 pseudonyms, which are the same in every export of a store and tell nothing: they come from the random token of a
-rater's first lease, which nobody else has seen. What people and what simulated raters said never shares an export. An
-adjudicated answer stands in place of the raters' and is marked. The folder appears whole or not at all.
+rater's first lease, which nobody else has seen. Unless an export is unblinded, an item's responses stand in an order of
+its own: the one in which they were queued may tell what wrote them. What people and what simulated raters said never
+shares an export. An adjudicated answer stands in place of the raters' and is marked. The folder appears whole or not at
+all.
 """
 
 from __future__ import annotations
@@ -38,6 +40,7 @@ from tastemaker.store import adjudication, audit, questions
 from tastemaker.store.audit import Actor
 from tastemaker.store.database import Store
 from tastemaker.store.given import Given, Item, all_given, as_ranking, of_studies
+from tastemaker.store.gold import in_shown_letters
 from tastemaker.store.questions import Study
 from tastemaker.store.schema import guidelines, leases, raters, studies
 from tastemaker.store.tasks import (
@@ -130,6 +133,9 @@ class Exports:
             found = [questions.find(connection, name) for name in dict.fromkeys(names)]
             answered = _answered(connection, found, config)
             known = _manifest(connection, found, answered, config)
+        if unblind_reason is None:
+            by_name = {study.name: study for study in found}
+            answered = [_reordered(row, by_name[row.item.study]) for row in answered]
         files, ties = _files(answered, config, unblinded=unblind_reason is not None)
         aside = folder.with_name(f".{folder.name}.{os.getpid()}.partial")
         shutil.rmtree(aside, ignore_errors=True)
@@ -268,6 +274,16 @@ def split_of(prompt: Prompt, config: ExportConfig) -> Split:
     if place < config.validation:
         return "validation"
     return "test" if place < config.validation + config.test else "train"
+
+
+def _reordered(row: _Answered, study: Study) -> _Answered:
+    """The same answer, with the item's outputs in its blind order."""
+    order = questions.blind_order(study, row.item.key, len(row.item.outputs))
+    item = replace(row.item, outputs=tuple(row.item.outputs[index] for index in order))
+    given = row.given
+    if given is not None:
+        given = replace(given, order_shown=tuple(order.index(index) for index in given.order_shown))
+    return replace(row, item=item, answer=in_shown_letters(row.answer, order), given=given)
 
 
 # --- rows and files -------------------------------------------------------------------------------------------------

@@ -6,6 +6,7 @@ Every act is one write transaction with its line in the audit log. Items come in
 from __future__ import annotations
 
 import time
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence, Set
 from dataclasses import dataclass
 from pathlib import Path
@@ -79,11 +80,12 @@ class Imported:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Unblinded:
-    """What wrote an output. `letter` is by the order of queueing, as in adjudication."""
+    """What wrote an output. `letter` is by the order of queueing, `shown_as` the one that adjudicators see."""
 
     item: int
     key: str
     letter: str
+    shown_as: str
     source: str
 
 
@@ -295,7 +297,17 @@ class LeadService:
                 raise StoreError(f"{what} has no outputs, so there is nothing to unblind.")
             details = {"reason": reason, "item": item, "outputs": len(rows)}
             audit.record(connection, actor, "study.unblind", study, details, now=self._clock())
-        return [Unblinded(item=row.id, key=row.key, letter=LETTERS[row.position], source=row.source) for row in rows]
+        counts = Counter(row.id for row in rows)
+        return [
+            Unblinded(
+                item=row.id,
+                key=row.key,
+                letter=LETTERS[row.position],
+                shown_as=LETTERS[questions.blind_order(found, row.key, counts[row.id]).index(row.position)],
+                source=row.source,
+            )
+            for row in rows
+        ]
 
     def _locked(self, connection: sa.Connection, study: str) -> Study:
         found = questions.find(connection, study)

@@ -117,6 +117,15 @@ def as_study(row: sa.Row[tuple[object, ...]]) -> Study:
     )
 
 
+def blind_order(study: Study, key: str, count: int) -> tuple[int, ...]:
+    """An item's outputs, by index, in the order in which adjudicators and readers of blinded exports see them.
+
+    The order queued often tells what wrote them; this one follows from the study's secret, and is the item's for ever.
+    """
+    digest = hashlib.blake2b("\x1f".join((study.secret, "blind order", key)).encode(), digest_size=8).digest()
+    return order_shown(int.from_bytes(digest), count)
+
+
 def find_or_create(connection: sa.Connection, study: StudyConfig, *, now: float) -> int:
     """The id of a study, which must be as it was when it was created, but for a guideline that a lead has replaced."""
     keep_guideline(connection, study.guideline, now=now)
