@@ -55,6 +55,8 @@ def test_a_forgotten_password_is_set_anew_by_link(app: FastAPI, people: People, 
     token = services.access.reset_password(account, actor=COMMAND_LINE).token
     new = "quite another phrase"
     other = Browser(app)
+    assert "your API tokens work no longer" in other.get(f"/invitation/{token}").text
+    assert "Signing out ends no API token" in ann.get("/account").text
     assert other.submit(f"/invitation/{token}", name="ann", password=new, again=new).status_code == 303
     assert ann.get("/account").status_code == 303, "the earlier session has ended"
     Browser(app).sign_in("ann", new)

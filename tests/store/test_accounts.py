@@ -205,6 +205,18 @@ def test_a_service_works_by_token_and_answers_as_a_simulated_rater(
     refusal(access, "r2", "")
 
 
+def test_a_link_for_a_new_password_ends_api_tokens_and_signing_out_does_not(access: AccessService) -> None:
+    """Whoever knew the old password may have made one."""
+    ann, bob = join(access, "ann", "rater"), join(access, "bob", "rater")
+    mine, other = access.create_api_token(ann, "script"), access.create_api_token(bob, "script")
+    access.end_sessions(ann)
+    assert access.account_of_api_token(mine) == ann
+    access.accept(access.reset_password(ann, actor=LEAD).token, name="ann", password="another good password")
+    assert access.account_of_api_token(mine) is None
+    assert access.api_tokens(ann) == []
+    assert access.account_of_api_token(other) == bob
+
+
 def test_api_tokens_are_listed_and_revoked(access: AccessService, clock: Clock) -> None:
     ann, bob = join(access, "ann", "rater"), join(access, "bob", "rater")
     first, second = access.create_api_token(ann, "one"), access.create_api_token(ann, "two")

@@ -190,7 +190,8 @@ class AccessService:
             record(connection, actor, "invitation.withdraw", f"invitation {invitation_id}", now=now)
 
     def accept(self, token: str, *, name: str, password: str, request_id: str | None = None) -> Account:
-        """Use an invitation: a new account, or a new password for the one that it names.
+        """Use an invitation: a new account, or a new password for the one that it names, whose sessions and API tokens
+        end.
 
         Raises:
             InvitationRefused: the invitation is not open, perhaps no longer.
@@ -221,6 +222,9 @@ class AccessService:
                     raise InvitationRefused("This link was made for other roles than you have now; ask for a new one.")
                 self._set_password(connection, account, password_hash)
                 self._end_sessions(connection, account, now=now)
+                # Whoever knew the old password may have made one.
+                theirs = sa.update(api_tokens).where(api_tokens.c.account_id == account.id)
+                connection.execute(theirs.where(api_tokens.c.revoked_at.is_(None)).values(revoked_at=now))
             invitations.use(connection, invited.id, account, now=now)
             actor = account.actor(request_id=request_id)
             details = {"account": account.name, "roles": sorted(account.roles), "rater_group": account.rater_group}
