@@ -20,7 +20,7 @@ from tests.store.conftest import Clock, Make
 from tastemaker.errors import ConfigError
 from tastemaker.labelling import pages_account
 from tastemaker.labelling.app import check_declared, create_app
-from tastemaker.labelling.settings import LabellingSettings, Limit
+from tastemaker.labelling.settings import LabellingSettings, Limit, network_of
 from tastemaker.labelling.web import Page, Services, own_path, require
 from tastemaker.store import Store
 from tastemaker.store.schema import accounts
@@ -297,17 +297,38 @@ def test_guessing_a_password_is_slowed_by_account(app: FastAPI, people: People, 
     assert Browser(app).submit("/sign-in", name="ann", password=PASSWORD).status_code == 303
 
 
-def test_guessing_is_slowed_by_address(app: FastAPI) -> None:
+@pytest.mark.parametrize(
+    ("address", "counted"),
+    [
+        ("10.0.0.1", "10.0.0.1"),
+        ("::ffff:10.0.0.1", "10.0.0.1"),
+        ("2001:db8:0:1:ffff::1", "2001:db8:0:1::/64"),
+        ("fe80::1%eth0", "fe80::/64"),
+        ("testclient", "testclient"),
+        ("", ""),
+    ],
+)
+def test_what_a_caller_is_counted_by(address: str, counted: str) -> None:
+    assert network_of(address) == counted
+
+
+@pytest.mark.parametrize(
+    ("mine", "another"),
+    [(["10.0.0.1"] * 12, "10.0.0.2"), ([f"fd00::{n}:1" for n in range(12)], "fd00:0:0:1::1")],
+    ids=["IPv4", "IPv6"],
+)
+def test_guessing_is_slowed_by_address(app: FastAPI, mine: list[str], another: str) -> None:
+    """Of IPv6 by the network, since each has 2**64 addresses."""
     app.state.web = app.state.web.__class__(
         services=app.state.web.services,
         settings=LabellingSettings(origins=(ORIGIN,), sign_in_by_address=app.state.web.settings.sign_in_by_account),
     )
-    guesser = Browser(app, address="10.0.0.1")
+    guessers = [Browser(app, address=address) for address in mine]
     for attempt in range(10):
-        assert guesser.submit("/sign-in", name=f"name {attempt}", password="wrong").status_code == 403
-    refused(guesser.submit("/sign-in", name="another", password="wrong"), 429)
-    refused(guesser.get("/invitation/guessed"), 429)
-    assert Browser(app, address="10.0.0.2").submit("/sign-in", name="x", password="wrong").status_code == 403
+        assert guessers[attempt].submit("/sign-in", name=f"name {attempt}", password="wrong").status_code == 403
+    refused(guessers[10].submit("/sign-in", name="another", password="wrong"), 429)
+    refused(guessers[11].get("/invitation/guessed"), 429)
+    assert Browser(app, address=another).submit("/sign-in", name="x", password="wrong").status_code == 403
 
 
 def test_guessing_the_password_of_an_open_session_is_slowed(people: People, clock: Clock) -> None:

@@ -298,3 +298,4 @@ CREATE TABLE screening_cut_offs (
 );
 CREATE TRIGGER screening_cut_offs_refuse_update BEFORE UPDATE ON screening_cut_offs BEGIN SELECT RAISE(ABORT, 'screening_cut_offs are append-only: a correction is a new row'); END;
 CREATE TRIGGER screening_cut_offs_refuse_delete BEFORE DELETE ON screening_cut_offs BEGIN SELECT RAISE(ABORT, 'screening_cut_offs are append-only: a correction is a new row'); END;
+CREATE INDEX ix_throttles_updated_at ON throttles (updated_at);

@@ -579,9 +579,19 @@ def test_throttling_holds_for_many_at_once(access: AccessService) -> None:
     assert sorted(waits) == [0.0] * 5 + [1.0] * 11
 
 
-def test_buckets_long_untouched_are_forgotten(access: AccessService, store: Store, clock: Clock) -> None:
-    access.throttle("old", capacity=1, refill_per_second=1.0)
-    clock.now += 31 * DAY
-    access.throttle("new", capacity=1, refill_per_second=1.0)
-    with store.read() as connection:
-        assert connection.execute(sa.select(sa.func.count()).select_from(throttles)).scalar() == 1
+def test_full_buckets_are_forgotten_a_few_at_a_time(access: AccessService, store: Store, clock: Clock) -> None:
+    def come(name: str) -> int:
+        access.throttle(name, capacity=1, refill_per_second=1.0)
+        with store.read() as connection:
+            return int(connection.execute(sa.select(sa.func.count()).select_from(throttles)).scalar_one())
+
+    for index in range(30):
+        come(f"old {index}")
+    clock.now += HOUR
+    assert come("in time") == 31
+    clock.now += 1
+    assert [come(f"new {index}") for index in range(3)] == [12, 3, 4]  # 20 forgotten, then 10, for each that comes
+    clock.now += HOUR - 1
+    assert come("in time") == 4  # it was not forgotten, so that none is new
+    with pytest.raises(AssertionError, match="before it is full"):
+        access.throttle("slow", capacity=2, refill_per_second=2 / (HOUR + 1))

@@ -10,6 +10,7 @@ from starlette.responses import Response
 
 from tastemaker.errors import StoreError
 from tastemaker.labelling.security import SESSION, VISITOR, forget_cookie, set_cookie
+from tastemaker.labelling.settings import network_of
 from tastemaker.labelling.web import Id, Link, Page, open_to_all, own_path, require
 from tastemaker.store.access import SESSION_ABSOLUTE
 from tastemaker.store.accounts import Account, plain_name
@@ -85,7 +86,8 @@ def _invitation_form(page: Page, token: str, *, status: int = 200, name: str = "
 
 def _slow_down(page: Page) -> None:
     client = page.request.client
-    page.throttle("sign-in address", page.web.settings.sign_in_by_address, key=client.host if client else "")
+    network = network_of(client.host if client else "")
+    page.throttle("sign-in address", page.web.settings.sign_in_by_address, key=network)
 
 
 def _begin_session(page: Page, account: Account, response: Response) -> Response:

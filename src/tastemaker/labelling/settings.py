@@ -64,6 +64,20 @@ class LabellingSettings:
         return frozenset(urlsplit(origin).netloc for origin in self.origins)
 
 
+def network_of(host: str) -> str:
+    """What a caller's acts are counted by: the address, or of IPv6 the /64 network, all of whose addresses are one
+    caller's to choose."""
+    try:
+        address = ipaddress.ip_address(host)
+    except ValueError:
+        return host
+    if isinstance(address, ipaddress.IPv4Address):
+        return str(address)
+    if address.ipv4_mapped is not None:
+        return str(address.ipv4_mapped)
+    return str(ipaddress.IPv6Network((int(address) >> 64 << 64, 64)))
+
+
 def is_loopback(host: str) -> bool:
     """Whether a host name or address means this machine alone."""
     if host == "localhost":

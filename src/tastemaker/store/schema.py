@@ -242,7 +242,7 @@ throttles = sa.Table(
     metadata,
     sa.Column("key", sa.Text, primary_key=True),  # a hash: it may have been made of anything that was typed
     sa.Column("tokens", sa.Double, nullable=False),
-    sa.Column("updated_at", sa.Double, nullable=False),
+    sa.Column("updated_at", sa.Double, nullable=False, index=True),
 )
 
 study_raters = sa.Table(

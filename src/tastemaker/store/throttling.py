@@ -2,6 +2,9 @@
 
 A bucket holds up to `capacity` tokens and refills steadily; an act takes one. What is refused changes nothing, so that
 whoever knocks all the time neither waits longer for it nor makes the database write.
+
+Anybody can make buckets, by typing names. One that must be full again is forgotten: every new one takes a few of these
+with it, so that there are never many more than an hour's, and no act ever waits for the deleting of many.
 """
 
 from __future__ import annotations
@@ -13,8 +16,9 @@ import sqlalchemy as sa
 
 from tastemaker.store.schema import throttles
 
-# A bucket untouched for so long is full, for any limit worth having.
-_KEPT = timedelta(days=30)
+# A bucket untouched for so long is full: no limit takes longer to refill.
+KEPT = timedelta(hours=1)
+_FORGOTTEN_AT_ONCE = 20
 
 # Who has waited as long as they were told has a token, though the clock counts in steps of a fraction of a microsecond.
 _ROUNDING = 1e-6
@@ -28,6 +32,9 @@ class Limit:
     capacity: int
     refill_per_second: float
 
+    def __post_init__(self) -> None:
+        assert self.capacity / self.refill_per_second <= KEPT.total_seconds(), "it would be forgotten before it is full"
+
     def wait(self, connection: sa.Connection, *, now: float) -> float:
         """Seconds until the bucket holds a token; 0.0: it does."""
         tokens = self._tokens(connection, now)
@@ -40,7 +47,7 @@ class Limit:
             connection.execute(sa.select(sa.func.pg_advisory_xact_lock(sa.literal(number, sa.BigInteger))))
         tokens = self._tokens(connection, now)
         if tokens is None:
-            connection.execute(sa.delete(throttles).where(throttles.c.updated_at < now - _KEPT.total_seconds()))
+            self._forget_some(connection, now)
             row = {"key": self.key, "tokens": self.capacity - 1.0, "updated_at": now}
             connection.execute(sa.insert(throttles).values(row))
             return 0.0
@@ -49,6 +56,16 @@ class Limit:
             left = {"tokens": max(0.0, tokens - 1.0), "updated_at": now}
             connection.execute(sa.update(throttles).where(throttles.c.key == self.key).values(left))
         return seconds
+
+    def _forget_some(self, connection: sa.Connection, now: float) -> None:
+        full = (
+            sa.select(throttles.c.key)
+            .where(throttles.c.updated_at < now - KEPT.total_seconds())
+            .order_by(throttles.c.updated_at)
+            .limit(_FORGOTTEN_AT_ONCE)
+            .with_for_update(skip_locked=True)  # on PostgreSQL two who forget the same would wait for each other
+        )
+        connection.execute(sa.delete(throttles).where(throttles.c.key.in_(full)))
 
     def _tokens(self, connection: sa.Connection, now: float) -> float | None:
         """How many tokens the bucket holds by now; None: there is none yet, so it would be full."""

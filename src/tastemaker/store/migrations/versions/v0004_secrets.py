@@ -1,4 +1,7 @@
-"""A secret for each study, so that what follows from hashes of public names can no longer be computed by raters."""
+"""A secret for each study, and an index by which buckets of rate limits are forgotten.
+
+What followed from hashes of public names could be computed by raters.
+"""
 
 from __future__ import annotations
 
@@ -22,6 +25,7 @@ def upgrade() -> None:
     for study_id in connection.execute(sa.select(studies.c.id)).scalars().all():
         drawn = sa.update(studies).where(studies.c.id == study_id).values(secret=secrets.token_hex(16))
         connection.execute(drawn)
+    op.create_index(op.f("ix_throttles_updated_at"), "throttles", ["updated_at"])
 
 
 def downgrade() -> None:
