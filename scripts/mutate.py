@@ -50,7 +50,13 @@ MODULES = {
     "packing": ["tests/test_packing.py"],
     "generation.sampling": ["tests/generation/test_sampling.py"],
     "agreement": ["tests/test_agreement.py"],
-    "store.claiming": ["tests/store/test_leases.py", "tests/store/test_desk.py", "-k", "not postgresql"],
+    "store.claiming": [
+        "tests/store/test_leases.py",
+        "tests/store/test_desk.py",
+        "tests/store/test_hidden.py",
+        "-k",
+        "not postgresql",
+    ],
 }
 USUAL = ("torch", "transformers", "hypothesis", "hypothesis.extra.numpy", "scipy.stats", "sqlalchemy")
 GENEROUS, LEAST_SECONDS, GRACE_SECONDS = 20, 60.0, 20.0

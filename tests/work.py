@@ -250,9 +250,10 @@ class Models:
             "minibatches": 2,
             "decoding": {"max_new_tokens": NEW_TOKENS},
             "policy": optimizer,
-            "value": optimizer,
             "warmup_iterations": 0,
         }
+        if changes.get("value_function") != "shared":
+            small["value"] = optimizer
         config = from_mapping(PpoConfig, small | changes, where="test")
         prompts = [prompt(before, number) for number, (before, _) in enumerate(EPISODES)]
         judge = scorer or self.scorer(precision)

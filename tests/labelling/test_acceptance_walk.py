@@ -45,7 +45,7 @@ def test_from_nothing_to_an_export_by_keyboard_alone(chromium: Chromium, tmp_pat
         demonstrate(rater)
         rank_and_undo(rater)
         assert exported_demonstrations(lead, tmp_path / "written") == [(QUESTION, WRITTEN)]
-        assert exported_orders(lead, tmp_path / "ranked") == [[["two"], ["one", "four"], ["zero"], ["three"]]]
+        assert exported_orders(lead, tmp_path / "ranked") == [[["two"], ["four", "one"], ["zero"], ["three"]]]
         for person in (lead, rater):
             person.close()
 
@@ -140,9 +140,9 @@ def exported_demonstrations(lead: Keyboard, folder: Path) -> list[tuple[str, str
 
 
 def exported_orders(lead: Keyboard, folder: Path) -> list[list[list[str]]]:
-    """Each ranking as the texts of its responses, best first; those of a tie in the order of the file."""
+    """Each ranking as the texts of its responses, best first; those of a tie by the alphabet."""
     found = [one for file in export(lead, "ranked", "ranking", folder) for one in read_rankings(file)]
-    return [[[one.responses[index].text for index in sorted(group)] for group in one.order] for one in found]
+    return [[sorted(one.responses[index].text for index in group) for group in one.order] for one in found]
 
 
 # --- the rater --------------------------------------------------------------------------------------------------------

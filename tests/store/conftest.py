@@ -15,6 +15,7 @@ import pytest
 
 from tastemaker.records import About, Message, Prompt, Response
 from tastemaker.store import LabelService, Store
+from tastemaker.store.desk import Desk
 from tastemaker.store.schema import SCHEMA_VERSION, metadata
 from tastemaker.store.tasks import Guideline, NewItem, NewOutput, Purpose, StudyConfig, StudyKind
 
@@ -161,3 +162,8 @@ class Make:
 @pytest.fixture
 def make() -> Make:
     return Make()
+
+
+@pytest.fixture
+def desk(store: Store, clock: Clock) -> Desk:
+    return Desk(store, clock=clock)
