@@ -240,7 +240,9 @@ def test_a_late_answer_of_one_who_has_the_item_anew_is_extra(two_slots: LabelSer
     assert len(two_slots.claim("study", "bob")) == two_slots.release("study", "bob") == 1  # nor does it take that slot
 
 
-def test_an_answer_under_an_old_lease_of_the_same_rater_counts(two_slots: LabelService, clock: Clock) -> None:
+def test_an_answer_under_an_old_lease_of_the_same_rater_counts(
+    two_slots: LabelService, clock: Clock, store: Store
+) -> None:
     (old,) = two_slots.claim("study", "ann")
     clock.now += 31 * MINUTE
     (new,) = two_slots.claim("study", "ann")
@@ -248,6 +250,9 @@ def test_an_answer_under_an_old_lease_of_the_same_rater_counts(two_slots: LabelS
     assert two_slots.submit(old.id, old.token, write("old page")) == "counted"
     assert two_slots.submit(new.id, new.token, write("new page")) == "extra"
     assert written(two_slots) == [("ann", "old page")]
+    with store.read() as connection:
+        ends = connection.execute(sa.select(assignments.c.leased_until).where(assignments.c.id == old.id)).scalar_one()
+    assert ends is None, "what is answered is nobody's lease"
 
 
 def test_released_tasks_are_open_to_anyone_again(two_slots: LabelService) -> None:
