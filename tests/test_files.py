@@ -42,7 +42,7 @@ from tastemaker.records import (
     Ranking,
     Response,
     Text,
-    digest,
+    records_hash,
 )
 from tastemaker.shapes import SHAPE_KEYS
 
@@ -485,7 +485,7 @@ def test_an_error_of_the_disk_names_the_file(tmp_path: Path, number: int) -> Non
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_digest_is_of_the_records_in_their_order() -> None:
+def test_the_hash_of_records_is_of_them_in_their_order() -> None:
     one, two = (Text(text=text, about=About(extra={"when": {1}})) for text in ("a", "b"))
-    assert digest([one, two]) == digest([one, two])
-    assert len({digest(rows) for rows in ([], [one], [two], [one, two], [two, one])}) == 5
+    assert records_hash([one, two]) == records_hash([one, two])
+    assert len({records_hash(rows) for rows in ([], [one], [two], [one, two], [two, one])}) == 5

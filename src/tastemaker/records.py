@@ -175,7 +175,7 @@ def messages_hash(messages: Messages) -> str:
     return hashlib.blake2b(text.encode(), digest_size=8).hexdigest()
 
 
-def digest(records: Sequence[Prompt | Demonstration | Ranking | Text]) -> str:
+def records_hash(records: Sequence[Prompt | Demonstration | Ranking | Text]) -> str:
     """A hash of records in their order; of what JSON has no form for only the type counts."""
     hashed = hashlib.blake2b(digest_size=16)
     for record in records:

@@ -35,7 +35,7 @@ from tastemaker.files import read_demonstrations, read_prompts, read_rankings, r
 from tastemaker.functions import is_function_path, load_function
 from tastemaker.model_places import check_folder, check_policy, resolve_source
 from tastemaker.ranges import check_seed_and_threads, parse_size
-from tastemaker.records import Demonstration, Prompt, Ranking, Text, digest
+from tastemaker.records import Demonstration, Prompt, Ranking, Text, records_hash
 from tastemaker.settings import DpoConfig, PpoConfig, RewardConfig, SftConfig
 
 if TYPE_CHECKING:
@@ -395,7 +395,7 @@ def _seen_alike(options: _Options, **records: Sequence[Record]) -> Mapping[str, 
     if processes.several():
         from tastemaker import parallel
 
-        mine = {option: digest(rows) for option, rows in records.items()}
+        mine = {option: records_hash(rows) for option, rows in records.items()}
         first, *others = parallel.in_shares(processes.count(), lambda _: [mine])
         for number, theirs in enumerate(others, 1):
             for option in records:
