@@ -153,6 +153,20 @@ def test_responses_may_stand_in_another_order_in_every_row(base: str) -> None:
     assert elements[2] == alone[3]
 
 
+def test_held_out_responses_are_scored_once_in_whatever_order_rows_name_them(base: str) -> None:
+    """Two raters of three prefer the same response, and each names the preferred one first."""
+    rows = [
+        ranking("w3", texts, ((0,), (1,)), rater=str(place))
+        for place, texts in enumerate((["w5", "w6"], ["w5", "w6"], ["w6", "w5"]))
+    ]
+    held_out = HeldOut(rows, ModelScorer(new_reward_model(base, seed=0), budget=64))
+    ((shown, score_K),) = held_out.scores().items()
+    gap = score_K[0] - score_K[1]
+    expected = (2 * math.log1p(math.exp(-gap)) + math.log1p(math.exp(gap))) / 3
+    assert held_out.curve({shown: score_K}, "pairs")["validation_loss"] == pytest.approx(expected, abs=1e-6)
+    assert [pair.gap for pair in held_out.pairs({shown: score_K})] == [gap, gap, -gap]
+
+
 @pytest.mark.parametrize(("normalize", "divisor"), [("pairs", 3), ("all", 3 * 3)])
 def test_a_wholly_tied_ranking_counts_among_all_pairs(base: str, normalize: Any, divisor: int) -> None:
     """Three responses, three raters: the first ties none of the three pairs, the others all of them."""
