@@ -11,6 +11,7 @@ from typing import Any
 from unittest.mock import Mock
 
 import pytest
+import torch
 from tests.models import save_model
 
 from tastemaker import __version__
@@ -100,6 +101,35 @@ def test_an_interrupt_is_no_traceback(monkeypatch: pytest.MonkeyPatch, capsys: p
     monkeypatch.setattr(tastemaker.commands.whole, "report", interrupted)
     assert main(["report", "out"]) == 130
     assert "the same command continues" in capsys.readouterr().err
+
+
+def test_memory_that_runs_out_is_no_traceback(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    import tastemaker.commands.whole
+
+    def too_much(arguments: Sequence[str]) -> None:
+        if arguments == ["python"]:
+            bytearray(1 << 62)
+        if arguments == ["gpu"]:
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 GiB.")
+        if arguments == ["processor"]:
+            torch.empty(1 << 60, dtype=torch.uint8)
+        raise RuntimeError("something else")
+
+    monkeypatch.setattr(tastemaker.commands.whole, "report", too_much)
+    for place, said in (
+        ("python", "memory"),
+        ("gpu", "allocate 20.00 GiB"),
+        ("processor", "1152921504606846976 bytes"),
+    ):
+        assert main(["report", place]) == 2
+        error = capsys.readouterr().err
+        assert error.startswith("error: memory ran out: ")
+        assert said in error
+        assert "--max-memory" in error
+    with pytest.raises(RuntimeError, match="something else"):
+        main(["report", "otherwise"])
 
 
 def test_the_stages_alone_one_after_another(

@@ -286,6 +286,12 @@ def test_the_recipe_that_the_next_test_breaks_is_whole() -> None:
         ("comparisons/overlap", 3, "comparisons: overlap is 3, but the training raters of [simulation] are 2 in all"),
         ("comparisons/validation_overlap", 3, "validation_overlap is 3, but the training raters of [simulation]"),
         ("evaluation/contestants/b/few_shot", {"template": "Q: {question}"}, "'Q: {question}' cannot be filled in"),
+        ("evaluation/contestants/b/few_shot", {}, "'template' must be given"),
+        (
+            "evaluation",
+            claim(measure="win_rate", a="a", b="b") | {"rated": ["a"], "judge_reward": "main"},
+            "rated needs raters; judge_reward has a reward model in their place",
+        ),
         ("evaluation/judge_reward", "x", "evaluation: judge_reward: 'x' is no reward variant"),
         ("evaluation/pairs", [["a", "c"]], "'c' is no contestant; contestants are a, b"),
         ("evaluation/decodings", [{}, {"max_new_tokens": 5}], "each with a temperature of its own"),
@@ -381,7 +387,7 @@ def test_a_judge_has_chosen_nothing_and_shares_no_rankings_with_what_it_judges()
     from_mapping(Recipe, halved(changed("policy/ppo", dpo)), where="r.toml")
     best_of = halved(changed("evaluation/contestants/b/best_of", 4))
     best_of["reward"] = dict(reversed(best_of["reward"].items()))
-    few_shot = halved(changed("evaluation/contestants/b/few_shot", {}))
+    few_shot = halved(changed("evaluation/contestants/b/few_shot", {"template": "{prompt} {response} "}))
     few_shot["reward"] = dict(reversed(few_shot["reward"].items()))
     overlapping = halved(changed("selection", {}))
     overlapping["reward"]["judge"]["part"] = "all"

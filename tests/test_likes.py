@@ -72,7 +72,7 @@ policy = { model = "policy/hot", stop_texts = ["q:", "z:"] }
 [evaluation.contestants.shown]
 like = "policy"
 stop_texts = ["a:"]
-few_shot = { shots = 3 }
+few_shot = { template = "{prompt} {response} ", shots = 3 }
 """
 
 

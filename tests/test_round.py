@@ -25,7 +25,7 @@ from tastemaker.tinyworld import study
 pytestmark = pytest.mark.slow
 
 STUDY = "tastemaker.tinyworld.study"
-SHORT = {"max_new_tokens": 5}
+SHORT, SHOT = {"max_new_tokens": 5}, "{prompt}\n{response}\n\n"
 LONG_TEXT = "the farmer eats corn . " * 60  # 300 words; the base reads 256
 
 
@@ -91,7 +91,7 @@ def settings(base: Path, data: Path) -> dict[str, Any]:
             "contestants": {
                 "ppo": {"model": "policy/ppo", "reference": "sft/first"},
                 "first": {"model": "sft/first"},
-                "shown": {"model": "base", "few_shot": {"shots": 1, "candidates": 2, "prompts": 2}},
+                "shown": {"model": "base", "few_shot": {"template": SHOT, "shots": 1, "candidates": 2, "prompts": 2}},
             },
             "pairs": [["ppo", "first"]],
             "rated": ["ppo"],
@@ -404,7 +404,7 @@ def test_a_run_that_waits_says_who_is_let_in_and_how(people: People) -> None:
     twice = said(**{"comparisons.overlap": 2, "address": "https://labels.example.org/desk"})
     assert twice.startswith("4 ranking answers by training raters are still missing.")
     assert "They answer at https://labels.example.org/desk; run" in twice
-    assert "Each task is for 2 different raters." in twice
+    assert "Each task is for 2 different raters. What one of them skips, another has to answer." in twice
     assert f"{invite} --origin https://labels.example.org`" in twice
     assert "--origin" not in said(address="the room on the left")
 

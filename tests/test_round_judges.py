@@ -17,7 +17,7 @@ pytestmark = pytest.mark.slow
 def test_a_reward_model_judges_where_people_ranked(people: People, random_base: Path) -> None:  # noqa: F811
     """People are in the group "held-out", which ranks validation prompts, and may join it after the evaluation."""
     people.recipe["reward"] = {"judge": {"init": "first"}}
-    people.recipe["evaluation"]["judge_reward"] = "judge"
+    people.recipe["evaluation"] |= {"judge_reward": "judge", "rated": []}
     while people.waits("comparisons"):
         people.tasks(submit=True)
     folder = people.out / "round-1" / "5-reward" / "judge"

@@ -29,6 +29,7 @@ TRANSCRIPT = "\n\nHuman: Name a tree.\n\nAssistant: Oak.\n\nHuman: Another?"
         {"prompt": TRANSCRIPT + "\n\nAssistant:"},
         {"prompt": TRANSCRIPT + " \n\nAssistant: ", "completion": " Elm."},
         {"instruction": "Another?", "history": [["Name a tree.", "Oak."]]},
+        {"prompt": "Another?", "history": [["Name a tree.", "Oak."]]},
         {"prompt": MESSAGES, "messages": "unread, as the shape with 'prompt' comes first"},
         {"chosen": TRANSCRIPT + "\n\nAssistant: Elm.", "rejected": TRANSCRIPT + "\n\nAssistant: Ash."},
         # The conversations part before the last turn: what both share up to a user turn is still the prompt.
@@ -75,6 +76,25 @@ def test_a_system_field_is_the_first_turn() -> None:
     system = Message("system", "Be brief.")
     assert prompts_in({"system": "Be brief.", "prompt": "Name a tree."})[0].messages == (system, USER)
     assert prompts_in({"system": "", "prompt": "Name a tree."})[0].messages == (USER,)
+    history = {"history": [["Name a tree.", "Oak."]]}
+    assert prompts_in({"system": "Be brief.", "prompt": "Another?", **history})[0].messages == (system, *TURNS)
+
+
+@pytest.mark.parametrize(
+    ("row", "name"),
+    [
+        ({"prompt": MESSAGES}, "prompt"),
+        ({"prompt": TRANSCRIPT}, "prompt"),
+        ({"messages": MESSAGES}, "messages"),
+        ({"conversations": FROM_VALUE}, "conversations"),
+        ({"chosen": TRANSCRIPT, "rejected": TRANSCRIPT}, "chosen"),
+    ],
+)
+def test_a_conversation_says_itself_what_came_before(row: Row, name: str) -> None:
+    """Earlier turns beside a whole conversation: dropped without a word, the model would learn from half of it."""
+    with pytest.raises(DataError, match=f"a 'history' field, and '{name}' is a whole conversation"):
+        prompts_in({**row, "history": [["Hello.", "Hi."]]})
+    assert prompts_in({**row, "history": []}) == prompts_in(row)
 
 
 @pytest.mark.parametrize(
@@ -87,6 +107,7 @@ def test_a_system_field_is_the_first_turn() -> None:
         {"prompt": "unread", "messages": [*MESSAGES, {"role": "assistant", "content": "Elm."}]},
         {"conversations": [*FROM_VALUE, {"from": "gpt", "value": "Elm."}]},
         {"instruction": "Another?", "output": "Elm.", "history": [["Name a tree.", "Oak."]]},
+        {"prompt": "Another?", "completion": "Elm.", "history": [["Name a tree.", "Oak."]]},
     ],
 )
 def test_one_demonstration_in_many_shapes(row: Row) -> None:
@@ -136,6 +157,7 @@ def test_instances_of_one_instruction() -> None:
             "rejected": {"from": "gpt", "value": "No."},
         },
         {"instruction": "Another?", "history": [["Name a tree.", "Oak."]], "chosen": "Elm.", "rejected": "No."},
+        {"prompt": "Another?", "history": [["Name a tree.", "Oak."]], "chosen": "Elm.", "rejected": "No."},
     ],
 )
 def test_one_ranking_in_many_shapes(row: Row) -> None:

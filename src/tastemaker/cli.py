@@ -35,14 +35,19 @@ COMMANDS = {
 # What several processes can do together; `torchrun` starts them.
 TOGETHER = ("sft", "reward", "ppo", "dpo")
 INTERRUPTED = 130
+LESS_MEMORY = (
+    "The same command continues from its last checkpoint, with smaller micro-batches too: a training takes "
+    "`--max-memory`, sampling a smaller `batch_tokens`; docs/memory.md has what else saves memory."
+)
 # What stops all processes at once the first writes down for the doctor, and puts an earlier result back.
 # `torchrun` ends it as soon as another one ends, which so waits: long enough for a slow file system, and nobody minds.
 GRACE_SECONDS = 5.0
 EPILOGUE = """\
 `tastemaker COMMAND --help` lists a command's options. A recipe's fields can be set on the command line:
   tastemaker run recipes/tiny.toml --out out/demo --seed 1 --policy.ppo-ptx.kl-coef 0.05
-Exit codes: 0 done; 1 the doctor found something wrong; 2 something given is wrong, or a check stopped training, one
-sentence says what; 3 people have to answer first; 130 interrupted, and the same command goes on."""
+Exit codes: 0 done; 1 the doctor found something wrong, or the program broke with a traceback; 2 something given is
+wrong, a check stopped training or memory ran out, one sentence says what; 3 people have to answer first; 130
+interrupted, and the same command goes on."""
 
 
 def usage() -> str:
@@ -116,10 +121,27 @@ def _run(arguments: Sequence[str] | None) -> int:
         place = f"{error.filename}: " if error.filename else ""
         print(f"error: {place}{error.strerror or error}.", file=sys.stderr)
         return 2
+    except (MemoryError, RuntimeError) as error:
+        if not _is_of_memory(error):
+            raise
+        print(
+            f"error: memory ran out: {str(error).strip() or 'Python could allocate no more'}\n{LESS_MEMORY}",
+            file=sys.stderr,
+        )
+        return 2
     except KeyboardInterrupt:
         print("interrupted; the same command continues where it stopped", file=sys.stderr)
         return INTERRUPTED
     return code or 0
+
+
+def _is_of_memory(error: MemoryError | RuntimeError) -> bool:
+    """Whether memory ran out. PyTorch has a class for that of a GPU, and for the processor's a RuntimeError's words."""
+    return (
+        isinstance(error, MemoryError)
+        or type(error).__name__ == "OutOfMemoryError"
+        or "can't allocate memory" in str(error)
+    )
 
 
 def _check_together(name: str) -> None:

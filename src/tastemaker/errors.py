@@ -76,6 +76,7 @@ class AnswersMissing(TastemakerError):
         ]
         if overlap > 1:
             said.append(f"Each task is for {overlap} different raters.")
+        said.append("What one of them skips, another has to answer.")
         if invitation:
             said.append(f"`{invitation}` lets another of them in.")
         super().__init__(" ".join(said))

@@ -243,7 +243,7 @@ class PpoConfig:
     ptx_coef: float = 0.0
     """Gamma of Eq. 2: weight of the pretraining loss per token beside the policy loss per token; 0 is plain PPO."""
     ptx_examples_per_episode: float = 8.0
-    """Pieces of text for each episode (paper: 8)."""
+    """Pieces of text for each episode and inner epoch, at least one a minibatch (paper: 8)."""
     max_text_tokens: int = 512
     """Pretraining documents are cut into pieces of this length."""
     ema_decay: float = 0.992

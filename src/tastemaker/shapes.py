@@ -113,15 +113,15 @@ def _hint(row: Row, known: Sequence[str]) -> str:
 
 
 def _prompt_from_prompt(row: Row) -> list[Prompt]:
-    return [_prompt(row, _turns_of_prompt(row["prompt"])[0])]
+    return [_prompt(row, _turns_of_prompt(row)[0])]
 
 
 def _prompt_from_messages(row: Row) -> list[Prompt]:
-    return [_prompt(row, _messages(row["messages"], "messages"))]
+    return [_prompt(row, _conversation(row, "messages"))]
 
 
 def _prompt_from_conversations(row: Row) -> list[Prompt]:
-    return [_prompt(row, _messages(row["conversations"], "conversations"))]
+    return [_prompt(row, _conversation(row, "conversations"))]
 
 
 def _prompt_from_pair(row: Row) -> list[Prompt]:
@@ -145,16 +145,16 @@ def _prompts_from_instances(row: Row) -> list[Prompt]:
 
 
 def _demonstration_from_completion(row: Row) -> list[Demonstration]:
-    turns, is_transcript = _turns_of_prompt(row["prompt"])
+    turns, is_transcript = _turns_of_prompt(row)
     return [_demonstration(row, turns, _response(row["completion"], "completion", turns, strip=is_transcript))]
 
 
 def _demonstration_from_messages(row: Row) -> list[Demonstration]:
-    return [_demonstration(row, *_split_last(_messages(row["messages"], "messages"), "messages"))]
+    return [_demonstration(row, *_split_last(_conversation(row, "messages"), "messages"))]
 
 
 def _demonstration_from_conversations(row: Row) -> list[Demonstration]:
-    return [_demonstration(row, *_split_last(_messages(row["conversations"], "conversations"), "conversations"))]
+    return [_demonstration(row, *_split_last(_conversation(row, "conversations"), "conversations"))]
 
 
 def _demonstration_from_output(row: Row) -> list[Demonstration]:
@@ -172,7 +172,7 @@ def _demonstrations_from_instances(row: Row) -> list[Demonstration]:
 
 
 def _ranking_from_responses(row: Row) -> list[Ranking]:
-    turns, is_transcript = _turns_of_prompt(row["prompt"])
+    turns, is_transcript = _turns_of_prompt(row)
     values = row["responses"]
     if not isinstance(values, list) or len(values) < 2:
         raise DataError(f"'responses' is {_shown(values)}; a ranking needs a list of at least two responses.")
@@ -181,11 +181,11 @@ def _ranking_from_responses(row: Row) -> list[Ranking]:
 
 
 def _ranking_from_prompt(row: Row) -> list[Ranking]:
-    return _pair(row, *_turns_of_prompt(row["prompt"]))
+    return _pair(row, *_turns_of_prompt(row))
 
 
 def _ranking_from_conversations(row: Row) -> list[Ranking]:
-    return _pair(row, _messages(row["conversations"], "conversations"), False)
+    return _pair(row, _conversation(row, "conversations"), False)
 
 
 def _ranking_from_instruction(row: Row) -> list[Ranking]:
@@ -304,12 +304,14 @@ def _instances(row: Row) -> list[tuple[Prompt, object]]:
 # --- conversations --------------------------------------------------------------------------------------------------
 
 
-def _turns_of_prompt(value: object) -> tuple[Messages, bool]:
+def _turns_of_prompt(row: Row) -> tuple[Messages, bool]:
     """The turns of a `prompt` field, and whether it was a transcript (whose responses begin with a space)."""
+    value = row["prompt"]
     if not isinstance(value, str):
-        return _messages(value, "prompt"), False
+        return _conversation(row, "prompt"), False
     if not value.startswith(TRANSCRIPT_START):
-        return (Message("user", _text(value, "prompt")),), False
+        return (*_history(row), Message("user", _text(value, "prompt"))), False
+    _refuse_history(row, "prompt")
     turns = _transcript(value, "prompt")
     # "...\n\nAssistant:" asks for the response that another field holds.
     return (turns[:-1] if turns[-1] == Message("assistant", "") else turns), True
@@ -323,20 +325,42 @@ def _with_input(row: Row) -> Row:
 
 
 def _turns_of_instruction(row: Row, given_input: object) -> Messages:
-    """Alpaca's fields; a blank line joins the instruction and what it applies to. `history` holds earlier turns."""
+    """Alpaca's fields; a blank line joins the instruction and what it applies to."""
+    instruction = _text(row["instruction"], "instruction")
+    extra_input = _text("" if given_input is None else given_input, "input")
+    asked = f"{instruction}\n\n{extra_input}" if extra_input.strip() else instruction
+    return (*_history(row), Message("user", asked))
+
+
+def _history(row: Row) -> Messages:
+    """The turns before the one that the row asks, LLaMA-Factory's `history`: pairs of user and assistant."""
     history = row.get("history") or []
     if not isinstance(history, list) or not all(isinstance(pair, list) and len(pair) == 2 for pair in history):
         raise DataError(f"'history' is {_shown(history)}; expected [user, assistant] pairs.")
     earlier: list[Message] = []
     for user, assistant in history:
         earlier += [Message("user", _text(user, "history")), Message("assistant", _text(assistant, "history"))]
-    instruction = _text(row["instruction"], "instruction")
-    extra_input = _text("" if given_input is None else given_input, "input")
-    return (*earlier, Message("user", f"{instruction}\n\n{extra_input}" if extra_input.strip() else instruction))
+    return tuple(earlier)
+
+
+def _refuse_history(row: Row, name: str) -> None:
+    """A conversation says itself what came before; which of the two holds, only the owner of the file knows."""
+    if row.get("history"):
+        raise DataError(
+            f"the row has a 'history' field, and '{name}' is a whole conversation; put the earlier turns into "
+            f"'{name}', or take the field out."
+        )
+
+
+def _conversation(row: Row, name: str) -> Messages:
+    """A field that holds all turns of the conversation."""
+    _refuse_history(row, name)
+    return _messages(row[name], name)
 
 
 def _whole_conversations(row: Row) -> tuple[Messages, Messages]:
     """`chosen` and `rejected` as whole conversations: both transcripts or both lists of messages."""
+    _refuse_history(row, "chosen")
     chosen, rejected = row["chosen"], row["rejected"]
     if isinstance(chosen, str) and isinstance(rejected, str):
         return _transcript(chosen, "chosen"), _transcript(rejected, "rejected")

@@ -21,7 +21,7 @@ from tastemaker.intervals import Estimate, Interval
 from tastemaker.packing import pack
 from tastemaker.panel import Panel
 from tastemaker.raters import RaterProfile, SimulatedRater
-from tastemaker.records import Prompt, Response
+from tastemaker.records import Message, Prompt, Response
 from tastemaker.responses import DecodingConfig, as_response, sample_rollouts
 from tastemaker.stages.evaluation import (
     Check,
@@ -388,5 +388,7 @@ def test_the_best_prefix_is_the_one_that_scores_highest(base: str) -> None:
     assert prefix == max(contest, key=lambda row: row["score"])["prefix"]
     assert len({row["score"] for row in contest}) > 1
     assert prefix.count("w0 ") == 2
-    with pytest.raises(DataError, match="a prefix has 2 worked examples, but there are 1"):
-        best_prefix(policy, settings, examples[:1], asked, words_of, law, seed=0)
+    turns = (*asked[0].messages, Message("assistant", "w1"), *asked[1].messages)
+    of_two_turns = replace(examples[1], prompt=Prompt(messages=turns))
+    with pytest.raises(DataError, match="a prefix has 2 worked examples, but there are 1 of a single turn"):
+        best_prefix(policy, settings, [examples[0], of_two_turns], asked, words_of, law, seed=0)

@@ -45,7 +45,7 @@ def test_a_check_takes_what_its_measure_heeds_and_nothing_else(measure: Measure)
     [
         (
             {"measure": "flag_rate", "a": "policy", "flag": "harmful_advice"},
-            {"rated": ["policy"], "judge_reward": "judge"},
+            {"judge_reward": "judge"},
             "needs raters; a reward model judges here",
         ),
         (
@@ -73,7 +73,12 @@ def test_a_check_takes_what_its_measure_heeds_and_nothing_else(measure: Measure)
         ),
         (
             {"measure": "text_loss_difference", "a": "policy", "b": "base"},
-            {"contestants": {"policy": {"model": "m"}, "base": {"model": "n", "few_shot": {}}}},
+            {
+                "contestants": {
+                    "policy": {"model": "m"},
+                    "base": {"model": "n", "few_shot": {"template": "{prompt} {response} "}},
+                }
+            },
             "'base' is no plain model, so it has no loss on held-out text",
         ),
         (

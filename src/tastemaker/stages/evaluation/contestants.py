@@ -35,9 +35,11 @@ class FewShot:
     """A prefix of worked examples: the best of `candidates` random sets of `shots`, by the reward model's score."""
 
     source: str | None = None
-    """A file, dataset or Python function of demonstrations to draw from; None: the training demonstrations."""
-    template: str = "{prompt}\n{response}\n\n"
-    """One worked example, as it stands in the prefix."""
+    """A file, dataset or Python function of demonstrations to draw from; None: the training demonstrations. Those of
+    several turns are left out."""
+    template: str
+    """One worked example, as it stands in the prefix. The prompt that follows is written by the model's chat template,
+    so a base is met at its best in the same form."""
     shots: int = 6
     """Worked examples in a prefix."""
     candidates: int = 20
@@ -172,13 +174,14 @@ def drawn_prefixes(
     config: FewShot, demonstrations: Sequence[Demonstration], prompts: Sequence[Prompt], *, seed: int
 ) -> tuple[list[Prompt], list[str]]:
     """The prompts of the contest, and the prefixes that meet in it."""
-    if len(demonstrations) < config.shots:
+    alone = [one for one in demonstrations if len(one.prompt.messages) == 1]  # the template has room for one turn
+    if len(alone) < config.shots:
         raise DataError(
-            f"a prefix has {config.shots} worked examples, but there are {len(demonstrations)} to draw from."
+            f"a prefix has {config.shots} worked examples, but there are {len(alone)} of a single turn to draw from."
         )
     rng = random.Random(f"{seed}/few-shot")
     chosen = rng.sample(list(prompts), min(config.prompts, len(prompts)))
-    draws = (rng.sample(list(demonstrations), config.shots) for _ in range(config.candidates))
+    draws = (rng.sample(alone, config.shots) for _ in range(config.candidates))
     return chosen, ["".join(_worked_example(config.template, example) for example in draw) for draw in draws]
 
 

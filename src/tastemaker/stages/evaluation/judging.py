@@ -46,7 +46,7 @@ class EvaluationConfig:
     judges_per_comparison: int = 1
     """Raters of a group who judge each comparison."""
     rated: tuple[str, ...] = ()
-    """Contestants whose responses are also rated, 1 to 7, with the paper's yes/no fields."""
+    """Contestants whose responses are also rated, 1 to 7, with the paper's yes/no fields, by held-out raters."""
     heldout_texts: int = 200
     """Documents of held-out pretraining text on which every model's loss is taken."""
     gold: str | None = None
@@ -60,6 +60,10 @@ class EvaluationConfig:
         named = {name for pair in self.pairs for name in pair} | {*self.rated}
         if self.baseline is not None:
             named.add(self.baseline)
+        if self.rated and self.judge_reward is not None:
+            raise ConfigError(
+                "rated needs raters; judge_reward has a reward model in their place, and it rates nothing."
+            )
         unknown = sorted(named - set(self.contestants))
         if unknown:
             known = ", ".join(sorted(self.contestants))
