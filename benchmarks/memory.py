@@ -132,7 +132,7 @@ def main() -> None:
                 from tastemaker.checkpoint import new_reward_model, save_reward_model
 
                 save_reward_model(place / f"{size}-reward", new_reward_model(str(place / size), seed=0))
-        print(f"{'case':<60} {'measured':>9} {'expected':>9} {'ratio':>6}   (MB)")
+        print(f"{'case':<60} {'measured':>9} {'expected':>9} {'ratio':>6}   (MiB)")
         for number, case in enumerate(chosen):
             memory = run(case, place, place / f"run-{number}")
             ratio = memory["expected_mb"] / memory["peak_mb"]

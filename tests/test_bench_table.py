@@ -10,9 +10,10 @@ import pytest
 from benchmarks.bench import table
 from benchmarks.bench.__main__ import commit_of, read_options
 from benchmarks.bench.cases import CASES, MODELS, ROWS, fill_of, spread_lengths
+from benchmarks.bench.driver import WorkerError, check_same_work, tokens
 from benchmarks.bench.measuring import Phases
 from benchmarks.bench.picture import folded
-from benchmarks.bench.results import Results, load, needed_flops, share_of_peak, summary, tokens
+from benchmarks.bench.results import Results, load, needed_flops, share_of_peak, summary
 from benchmarks.pages import between
 from hypothesis import given
 from hypothesis import strategies as st
@@ -41,8 +42,9 @@ def record(name: str, turns: list[list[float]], *, foreign: float = 0.0, **more:
 
 def results(case: str, *records: dict[str, Any], model: str = "M", task: str = "sft") -> Results:
     engines = {one["name"]: one for one in records}
-    content = {"case": case, "model": model, "task": task, "engines": engines, "sizes": SIZES}
-    return Results(machine={"gemm": {"bf16": 2.0, "fp32-onednn": 1.0}}, cases={(model, case): content})
+    about = {"gemm": {"bf16": 2.0, "fp32-onednn": 1.0}}
+    content = {"case": case, "model": model, "task": task, "engines": engines, "sizes": SIZES, "about": about}
+    return Results(cases={(model, case): content})
 
 
 # --- what is worked out ---------------------------------------------------------------------------------------------
@@ -103,6 +105,46 @@ def test_share_of_the_peak_is_of_the_precision_it_computes_in() -> None:
     assert share_of_peak(found, "M", "sft-uniform", measured) == pytest.approx(2_976_000 / 0.5 / 1e9, rel=1e-9)
 
 
+# --- what was compared ----------------------------------------------------------------------------------------------
+
+
+def test_engines_that_did_other_work_are_an_error() -> None:
+    sft, reward = CASES["sft-uniform"], CASES["reward"]
+    ours, peer = record("ours", [[1.0]]), record("peer", [[1.0]])
+    check_same_work(sft, {"ours": ours, "peer": peer})
+    other = record("peer", [[1.0]])
+    for name, amount in (("prompt", 51), ("sequences", 4), ("steps of optimizer 1", 2)):
+        step = other["turns"][-1]["steps"][-1]
+        step["counts"] = {**record("peer", [[1.0]])["turns"][0]["steps"][0]["counts"], name: amount}
+        with pytest.raises(WorkerError, match="sft-uniform: the engines did not do the same work"):
+            check_same_work(sft, {"ours": ours, "peer": other})
+    step["counts"] = {"prompt": 120, "response": 60, "sequences": 9, "steps of optimizer 1": 1}
+    check_same_work(reward, {"ours": ours, "peer": other})  # the peer reads the pairs of a ranking
+
+
+def test_every_run_says_when_and_where_it_was_measured() -> None:
+    about = {"date": "2026-01-02", "commit": "abc", "processor": "P", "cores": 2, "memory_gib": 3, "threads": 2}
+    versions: dict[str, Any] = {"versions": {"torch": "2"}}
+    cases = {}
+    for case, commit, peaks in (("dpo", "abc", 1.0), ("reward", "abc", 3.0), ("rollout", "def", 2.0)):
+        engines = {"ours": record("ours", [[1.0]], **versions), "peer": record("peer", [[1.0]], **versions)}
+        here = {**about, "commit": commit, "gemm": {"bf16": peaks}}
+        cases["M", case] = {"engines": engines, "task": "dpo", "about": here}
+    first, second = table._machine(Results(cases=cases)).split("\n\n")
+    assert first.startswith(
+        "Measured on 2026-01-02, commit abc: P, 2 cores, 3 GiB, 2 threads; ours: torch 2; TRL: torch 2."
+    )
+    assert first.endswith("2048 x 2048: 1 to 3 GFLOP/s in bf16.")
+    assert second.startswith("Rollout on M: measured on 2026-01-02, commit def: ")
+
+
+def test_turns_that_were_thrown_away_are_counted() -> None:
+    again = record("ours", [[1.0], [1.0]])
+    again["turns"][1]["tries"] = 3
+    assert summary(again).thrown_away == 2
+    assert table._quiet(results("sft-uniform", again)).endswith("2 had been thrown away because of it.")
+
+
 # --- the table ------------------------------------------------------------------------------------------------------
 
 
@@ -119,7 +161,23 @@ def test_a_row_has_both_engines_the_ratios_and_the_aim() -> None:
 
 def test_an_aim_that_is_met_is_only_named() -> None:
     found = results("sft-uniform", record("ours", [[2.0]]), record("peer", [[5.4]]))
-    assert row_of(table._speeds(found, "M"), "SFT step")[-1] == "2.7x"
+    assert row_of(table._speeds(found, "M"), "SFT step")[-1] == "2.7x, met"
+
+
+@pytest.mark.parametrize(
+    ("ours", "peer", "shown", "aim"),
+    [
+        ([1.0, 1.0, 1.0], [2.5, 2.8, 2.9], "2.8x (2.5 to 2.9)", "2.7x, met by the median"),
+        ([1.0, 1.0, 1.0], [2.5, 2.6, 2.9], "2.6x (2.5 to 2.9)", "2.7x, missed by the median"),
+        ([1.0, 1.0, 1.0], [2.5, 2.6, 2.65], "2.6x (2.5 to 2.6)", "2.7x, missed"),
+        # the rounds' ratios are 3, 3 and 3, whatever the machine did meanwhile; so is that of the medians
+        ([1.0, 2.0, 3.0], [3.0, 6.0, 9.0], "3.0x", "2.7x, met"),
+    ],
+)
+def test_where_the_rounds_do_not_agree_it_is_said(ours: list[float], peer: list[float], shown: str, aim: str) -> None:
+    records = record("ours", [[one] for one in ours]), record("peer", [[one] for one in peer])
+    cells = row_of(table._speeds(results("sft-uniform", *records), "M"), "SFT step")
+    assert (cells[6], cells[-1]) == (shown, aim)
 
 
 def test_a_spread_of_turns_is_shown() -> None:
@@ -130,7 +188,7 @@ def test_a_spread_of_turns_is_shown() -> None:
 def test_memory_beside_the_peers() -> None:
     records = record("ours", [[1.0]]), record("peer", [[1.0]], peak_rss=4 * GIB)
     found = results("ppo-uniform", *records, task="ppo")
-    cells = row_of(table._memory(found, "M"), "PPO iteration, bf16")
+    cells = row_of(table._memory(found, "M"), "PPO iteration, bf16 (TRL in fp32)")
     assert cells[1:] == ["3.0", "4.0", "", "0.75x", "at most 0.6x, missed"]
     records = record("ours-bf16", [[1.0]]), record("peer-bf16", [[1.0]], peak_rss=2 * GIB)
     found = results("rollout", *records, task="rollout")
@@ -141,8 +199,8 @@ def test_ratios_of_engines_that_took_no_turns_with_one_another_are_marked() -> N
     names = ("ours", "peer", "ours-fp32", "peer-switched")
     found = results("ppo-uniform", *(record(name, [[1.0]]) for name in names), task="ppo")
     rendered = table._speeds(found, "M")
-    assert row_of(rendered, "PPO iteration, bf16")[6::2] == ["1.0x", "1.0x†"]
-    assert row_of(rendered, "PPO iteration, fp32")[6::2] == ["1.0x†", "1.0x"]
+    assert row_of(rendered, "PPO iteration, bf16 (TRL in fp32)")[6:9:2] == ["1.0x", "1.0x†"]
+    assert row_of(rendered, "PPO iteration, fp32")[6:9:2] == ["1.0x†", "1.0x"]
     assert "minutes apart" in rendered
     assert "minutes apart" not in table._speeds(results("dpo", record("ours", [[1.0]])), "M")
 
@@ -246,7 +304,15 @@ def test_small_parts_of_a_bar_are_one() -> None:
 
 
 def test_what_needs_another_environment_is_measured_when_it_is_named() -> None:
-    assert read_options([]).cases == [name for name in CASES if name != "rollout-vllm"]
+    assert read_options([]).cases == [name for name in CASES if name not in ("rollout-vllm", "ppo-autocast")]
     assert read_options(["--cases", "rollout-vllm,rollout"]).cases == ["rollout-vllm", "rollout"]
     with pytest.raises(SystemExit):
         read_options(["--cases", "cooking"])
+
+
+def test_only_whole_cases_are_written_into_the_docs() -> None:
+    assert read_options(["--cases", "dpo"]).documented
+    for some in (["--quick"], ["--engines", "ours"], ["--results", "out/elsewhere"]):
+        options = read_options(some)
+        assert not options.documented
+        assert options.results != table.RESULTS

@@ -5,15 +5,49 @@ from __future__ import annotations
 import json
 import sys
 from pathlib import Path
+from typing import Any
 
 from benchmarks.bench.driver import Settings, Worker
 from benchmarks.bench.ours import UPDATE
 from tests.stages.conftest import base, reward_model  # noqa: F401  # fixtures
 
 from tastemaker.checkpoint import load_reader
+from tastemaker.records import Message
 
 PROMPTS = (["w3", "w5", "w7"], ["w11"], ["w13", "w17"], ["w19", "w23"])
 LENGTHS = (5, 3, 2, 5)
+SPEC = {"precision": "float32", "shared": False, "autocast": False, "warmup": 1}
+
+
+def steps_of(spec: dict[str, Any], folder: Path) -> tuple[dict[str, Any], dict[str, Any]]:
+    """The step that warmed up, and that of a turn."""
+    settings = Settings(out=folder, rounds=1, tries=1, threads=1)
+    command = [sys.executable, "-m", "benchmarks.bench.ours", json.dumps(spec)]
+    worker = Worker(command, folder / "worker.log", settings)
+    try:
+        (first,), (step,) = worker.ready["steps"], worker.turn(1)["steps"]
+    finally:
+        worker.stop()
+    return first, step
+
+
+def test_what_a_turn_of_dpo_packs_is_counted_and_not_what_its_reference_reads(base: str, tmp_path: Path) -> None:  # noqa: F811
+    tokenizer = load_reader(base).tokenizer
+    rows, tokens, processed = list[dict[str, Any]](), 0, 0
+    for prompt, responses in (("w3 w5 w7", ["w2 w4", "w6"]), ("w11", ["w8", "w9 w10 w12"])):
+        prompt_ids = tokenizer.prompt_ids((Message("user", prompt),))
+        response_ids = [tokenizer.response_ids(response, finished=True) for response in responses]
+        told = {"prompt": prompt, "prompt_ids": prompt_ids, "responses": responses, "response_ids": response_ids}
+        rows.append(told)
+        tokens += 2 * len(prompt_ids) + sum(map(len, response_ids))
+        processed += len(prompt_ids) + sum(map(len, response_ids))
+    (tmp_path / "data.json").write_text(json.dumps({"rows": rows}))
+    spec = SPEC | {"task": "dpo", "model": base, "data": str(tmp_path / "data.json"), "folder": str(tmp_path / "out")}
+    for counts in (step["counts"] for step in steps_of(spec, tmp_path)):
+        assert counts["sequences"] == 4
+        assert counts["tokens"] == tokens == counts["prompt"] + counts["response"]
+        assert counts["processed"] == processed == counts["prompt once"] + counts["response"]
+        assert counts["steps of optimizer 1"] == 1
 
 
 def test_a_turn_of_ppo(base: str, reward_model: str, tmp_path: Path) -> None:  # noqa: F811
@@ -21,28 +55,18 @@ def test_a_turn_of_ppo(base: str, reward_model: str, tmp_path: Path) -> None:  #
     rows = [{"prompt": " ".join(words), "prompt_ids": words, "response_ids": [], "responses": []} for words in PROMPTS]
     data = {"rows": rows, "response_lengths": LENGTHS, "end_id": min(tokenizer.stop_ids)}
     (tmp_path / "data.json").write_text(json.dumps(data))
-    spec = {
+    spec = SPEC | {
         "task": "ppo",
         "model": base,
         "reward": reward_model,
         "data": str(tmp_path / "data.json"),
         "folder": str(tmp_path / "out"),
-        "precision": "float32",
-        "shared": False,
         "minibatches": 2,
         "inner_epochs": 3,
         "prompt_tokens": 7,
         "response_tokens": 5,
-        "warmup": 1,
     }
-    settings = Settings(out=tmp_path, rounds=1, tries=1, threads=1)
-    command = [sys.executable, "-m", "benchmarks.bench.ours", json.dumps(spec)]
-    worker = Worker(command, tmp_path / "worker.log", settings)
-    try:
-        warmed_up, turn = worker.ready, worker.turn(1)
-    finally:
-        worker.stop()
-    (first,), (step,) = warmed_up["steps"], turn["steps"]
+    first, step = steps_of(spec, tmp_path)
     assert step["counts"]["generated"] == sum(LENGTHS)
     assert step["counts"]["sequences"] == len(PROMPTS)
     assert [first["counts"][f"steps of optimizer {number}"] for number in (1, 2)] == [2, 2]  # one inner epoch

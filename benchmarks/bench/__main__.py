@@ -3,23 +3,25 @@
     --cases sft-uniform,ppo-spread   some of the cases (benchmarks/bench/cases.py names them); rollout-vllm is measured
                                      only when it is named
     --models S,M                     one or both of the models
-    --engines ours,peer              some of the engines
+    --engines ours,peer              some of the engines, written to out/bench/some and not into the docs
     --rounds 3  --tries 3            turns of each engine, and how often a disturbed turn is repeated
     --quick                          one round, disturbed or not, written to out/bench/quick and not into the docs
     --results FOLDER                 where the results go
 
-Writes a file of results for each model and case, then the figures of docs/performance.md and its picture. The peer's
-environments, the models and the data are made under out/bench the first time.
+Writes a file of results for each model and case, with the commit and the machine, then the figures of
+docs/performance.md and its picture. The peer's environments, the models and the data are made under out/bench the first
+time.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import os
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -28,7 +30,7 @@ from typing import Any
 from benchmarks.bench.cases import CASES, MODELS, Case
 from benchmarks.bench.driver import ROOT, Settings, WorkerError, environment, machine, measure, measure_start, profile
 from benchmarks.bench.environments import peer_python, trl_of
-from benchmarks.bench.results import KERNELS, MACHINE
+from benchmarks.bench.results import KERNELS
 
 OUT, RESULTS = ROOT / "out/bench", ROOT / "benchmarks/results"
 
@@ -48,33 +50,32 @@ class Options:
 def main() -> None:
     """Measure, and write what was found."""
     options = read_options(sys.argv[1:])
-    began, settings, results, commit = time.monotonic(), options.settings, options.results, commit_of(ROOT)
-    for trl in sorted({trl_of(CASES[name]) for name in options.cases}):
-        peer_python(settings.out, trl)
-    run_json([sys.executable, "-m", "benchmarks.bench.models", str(settings.out), *options.models], settings)
+    began, settings, results = time.monotonic(), options.settings, options.results
+    about = machine() | {
+        "date": f"{datetime.now(UTC):%Y-%m-%d}",
+        "commit": commit_of(ROOT),
+        "threads": settings.threads,
+    }
+    try:
+        for trl in sorted({trl_of(CASES[name]) for name in options.cases}):
+            peer_python(settings.out, trl)
+        run_json([sys.executable, "-m", "benchmarks.bench.models", str(settings.out), *options.models], settings)
+    except (OSError, subprocess.CalledProcessError) as error:
+        sys.exit(f"error: what is measured could not be made under {settings.out}: {error}")
     print(f"ready after {_minutes(began)}", flush=True)
-    peaks = run_json([sys.executable, "-m", "benchmarks.bench.limits"], settings)
-    versions: dict[str, dict[str, str]] = {"ours": {}, "peer": {}}
     failed = []
     for model in options.models:
         for case in (CASES[name] for name in options.cases if model in CASES[name].models):
             print(f"{model} {case.name}, after {_minutes(began)}", flush=True)
             try:
-                found = _measure(case, model, options)
-            except WorkerError as error:  # the others are measured all the same
+                _measure(case, model, options, about)
+            except (
+                WorkerError,
+                OSError,
+                subprocess.CalledProcessError,
+            ) as error:  # the others are measured all the same
                 print(error, file=sys.stderr, flush=True)
                 failed.append(f"{model} {case.name}")
-                continue
-            for record in found["engines"].values():
-                versions[record["side"]] = versions.get(record["side"], {}) | record.get("versions", {})
-    if not all(CASES[name].when_named for name in options.cases):  # else what stands there is of all the other cases
-        about = {
-            "date": f"{datetime.now(UTC):%Y-%m-%d}",
-            "commit": commit,
-            "threads": settings.threads,
-            "gemm": peaks,
-        }
-        _write(results / MACHINE, machine() | about | {"versions": versions})
     if options.documented:
         subprocess.run([sys.executable, "-m", "benchmarks.bench.table", str(results)], cwd=ROOT, check=True)
     print(f"done after {_minutes(began)}", flush=True)
@@ -92,16 +93,17 @@ def commit_of(root: Path) -> str:
     return said[0] + ("+" if said[1] else "")
 
 
-def _measure(case: Case, model: str, options: Options) -> dict[str, Any]:
+def _measure(case: Case, model: str, options: Options, about: Mapping[str, Any]) -> None:
     """A case's file of results, and for PPO on M one iteration by kind of kernel."""
+    peaks = run_json([sys.executable, "-m", "benchmarks.bench.limits"], options.settings)
     settings, run = options.settings, measure_start if case.task == "start" else measure
     sizes = json.loads((settings.out / "models" / model / "sizes.json").read_text(encoding="utf-8"))
     found = run(case, model, settings, options.engines)
-    _write(options.results / f"{model}-{case.name}.json", found | {"sizes": sizes})
+    content = found | {"sizes": sizes, "about": {**about, "gemm": peaks}}
+    _write(options.results / f"{model}-{case.name}.json", content)
     if (model, case.name) == ("M", "ppo-uniform") and "ours" in found["engines"]:
         ours = next(engine for engine in case.engines if engine.name == "ours")
-        _write(options.results / KERNELS, profile(case, model, ours, settings))
-    return found
+        _write(options.results / KERNELS, profile(case, model, ours, settings) | {"about": about})
 
 
 def read_options(arguments: Sequence[str]) -> Options:
@@ -117,7 +119,7 @@ def read_options(arguments: Sequence[str]) -> Options:
         parser.add_argument(f"--{name}", type=_names(known), default=default)
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--tries", type=int, default=3)
-    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--threads", type=int, default=os.cpu_count() or 1)
     parser.add_argument("--quick", action="store_true")
     parser.add_argument("--results", type=Path)
     given = parser.parse_args(arguments)
@@ -127,13 +129,14 @@ def read_options(arguments: Sequence[str]) -> Options:
         tries=1 if given.quick else given.tries,
         threads=given.threads,
     )
-    results = given.results or (OUT / "quick" if given.quick else RESULTS)
+    partly = "quick" if given.quick else "some" if given.engines else None
+    results = given.results or (RESULTS if partly is None else OUT / partly)
     return Options(
         cases=given.cases,
         models=given.models,
         engines=given.engines,
         results=results.absolute(),
-        documented=not given.quick and results.absolute() == RESULTS,
+        documented=partly is None and results.absolute() == RESULTS,
         settings=settings,
     )
 

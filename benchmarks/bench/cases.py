@@ -13,6 +13,7 @@ from statistics import NormalDist
 from typing import Literal
 
 Side = Literal["ours", "peer", "vllm"]
+Precision = Literal["float32", "bfloat16"]
 Task = Literal["sft", "reward", "dpo", "ppo", "rollout", "start"]
 
 PROMPT_TOKENS = RESPONSE_TOKENS = 64
@@ -76,9 +77,12 @@ class Engine:
 
     name: str
     side: Side
-    precision: Literal["float32", "bfloat16"] = "bfloat16"
+    precision: Precision = "bfloat16"
     switched: bool = False
-    """The peer with our two switches: glibc keeps freed memory, fp32 products go through oneDNN. On M alone."""
+    """The peer with what `parallel.prepare` sets: glibc keeps freed memory, oneDNN keeps few kernels, and fp32 products
+    go through it. On M alone."""
+    autocast: bool = False
+    """The peer's PPO in bf16, by the variable that accelerate reads: its trainer has no setting of its own for it."""
     shared: bool = False
     """PPO's value head on the policy's trunk."""
     memory: float = 5.0
@@ -105,10 +109,10 @@ class Case:
         return any(set(names) <= {engine.name for engine in sitting} for sitting in self.sittings)
 
 
-def _peers(memory: float) -> tuple[Engine, Engine]:
+def _peers(memory: float, precision: Precision = "bfloat16") -> tuple[Engine, Engine]:
     return (
-        Engine(name="peer", side="peer", memory=memory),
-        Engine(name="peer-switched", side="peer", switched=True, memory=memory + 1),
+        Engine(name="peer", side="peer", precision=precision, memory=memory),
+        Engine(name="peer-switched", side="peer", precision=precision, switched=True, memory=memory + 1),
     )
 
 
@@ -125,7 +129,7 @@ def _supervised(
     return Case(name=name, task=task, spread=spread, sittings=sittings, models=models)
 
 
-_PPO_PEER, _PPO_SWITCHED = _peers(10.0)
+_PPO_PEER, _PPO_SWITCHED = _peers(10.0, "float32")  # its PPO as it comes; its `bf16` setting changes nothing there
 _OURS = Engine(name="ours", side="ours")
 _OURS_PPO = Engine(name="ours", side="ours", memory=8.0)
 
@@ -142,6 +146,13 @@ CASES = {
             ),
         ),
         Case(name="ppo-spread", task="ppo", spread=True, sittings=((_PPO_PEER, _OURS_PPO),), models=("M",)),
+        Case(
+            name="ppo-autocast",
+            task="ppo",
+            models=("M",),
+            when_named=True,
+            sittings=((Engine(name="peer-autocast", side="peer", autocast=True, memory=10.0), _OURS_PPO),),
+        ),
         _supervised("sft-uniform", "sft", 4.5),
         _supervised("sft-spread", "sft", 4.5, spread=True),
         _supervised("reward", "reward", 9.5, models=("M",)),
@@ -194,11 +205,12 @@ class Row:
 
 
 ROWS = (
-    Row(title="PPO iteration, bf16", case="ppo-uniform", target=4.0),
-    Row(title="PPO iteration, bf16, spread lengths", case="ppo-spread", switched=None, target=6.0),
+    Row(title="PPO iteration, bf16 (TRL in fp32)", case="ppo-uniform", target=4.0),
+    Row(title="PPO iteration, bf16 (TRL in fp32), spread lengths", case="ppo-spread", switched=None, target=6.0),
+    Row(title="PPO iteration, bf16 (TRL by autocast)", case="ppo-autocast", peer="peer-autocast", switched=None),
     Row(title="PPO iteration, fp32", case="ppo-uniform", ours="ours-fp32", target=2.3),
     Row(
-        title="PPO iteration, bf16, shared trunk (another algorithm)",
+        title="PPO iteration, bf16 (TRL in fp32), shared trunk (another algorithm)",
         case="ppo-uniform",
         ours="ours-shared",
         target=6.5,

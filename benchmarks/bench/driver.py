@@ -2,7 +2,8 @@
 
 A case's engines stay loaded side by side while memory allows and take turns, ours and the peer's alternating; those
 that do not fit are started anew for every round. A turn in which other programs took more than `FOREIGN` of the
-processors is repeated, a bounded number of times, and marked if it never was undisturbed.
+processors is repeated, a bounded number of times, and marked if it never was undisturbed. Engines that did not do the
+same work are an error.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from statistics import median
@@ -49,7 +50,7 @@ class Settings:
 
 
 class WorkerError(Exception):
-    """A worker ended before it was told to."""
+    """A worker ended before it was told to, or did other work than the others."""
 
 
 class Worker:
@@ -82,8 +83,9 @@ class Worker:
 
     def _ask(self, command: str) -> dict[str, Any]:
         assert self._process.stdin is not None
-        self._process.stdin.write(f"{command}\n")
-        self._process.stdin.flush()
+        with suppress(BrokenPipeError):  # it has ended, and `_read` says how
+            self._process.stdin.write(f"{command}\n")
+            self._process.stdin.flush()
         return self._read()
 
     def _read(self) -> dict[str, Any]:
@@ -110,6 +112,7 @@ def measure(case: Case, model: str, settings: Settings, names: Sequence[str] = (
         engines = [engine for engine in able if not names or engine.name in names]
         if engines:
             found |= _sit(case, model, engines, settings)
+    check_same_work(case, found)
     return {"case": case.name, "model": model, "task": case.task, "threads": settings.threads, "engines": found}
 
 
@@ -121,7 +124,7 @@ def _sit(case: Case, model: str, engines: Sequence[Engine], settings: Settings) 
     with ExitStack() as loaded:
         workers: dict[str, Worker] = {}
         for round_ in range(settings.rounds):
-            for engine in engines:
+            for engine in engines if round_ % 2 == 0 else reversed(engines):
                 record = found[engine.name]
                 if engine.name in workers:
                     _take_turn(workers[engine.name], record, steps, round_, settings)
@@ -134,6 +137,29 @@ def _sit(case: Case, model: str, engines: Sequence[Engine], settings: Settings) 
                         workers[engine.name] = worker
                     _take_turn(worker, record, steps, round_, settings)
     return found
+
+
+def check_same_work(case: Case, found: Mapping[str, Mapping[str, Any]]) -> None:
+    """Engines that are compared read the same tokens, but for pairs of rankings, generate as many, step as often.
+
+    Raises:
+        WorkerError: they did not; the figures of the case mean nothing then.
+    """
+    compared = {"generated"} if case.task == "reward" else {"sequences", "tokens", "generated"}
+    work: dict[str, dict[str, int]] = {}
+    for name, record in found.items():
+        counts = record["turns"][-1]["steps"][-1].get("counts", {})
+        if counts:
+            steps = max((count for what, count in counts.items() if what.startswith("steps of")), default=0)
+            told = counts | {"tokens": tokens(counts)}
+            work[name] = {"steps": steps} | {what: told[what] for what in compared if what in told}
+    if len({json.dumps(done, sort_keys=True) for done in work.values()}) > 1:
+        raise WorkerError(f"{case.name}: the engines did not do the same work: {json.dumps(work)}")
+
+
+def tokens(counts: Mapping[str, int]) -> int:
+    """Tokens of a step's sequences, prompts included and padding not."""
+    return counts["tokens"] if "tokens" in counts else counts.get("prompt", 0) + counts.get("response", 0)
 
 
 def _residents(engines: Sequence[Engine], model: str, memory: float) -> set[str]:
@@ -157,7 +183,8 @@ def _take_turn(worker: Worker, record: dict[str, Any], steps: int, round_: int, 
             break
     best = min(turns, key=lambda turn: float(turn["foreign"]))
     record["peak_rss"] = max(record["peak_rss"], best.pop("peak_rss"))
-    record["turns"].append({"round": round_, "tries": len(turns), **best})
+    thrown_away = [{"foreign": one["foreign"], "steps": one["steps"]} for one in turns if one is not best]
+    record["turns"].append({"round": round_, "tries": len(turns), **best, "thrown_away": thrown_away})
     seconds, cpu = (median(step[name] for step in best["steps"]) for name in ("seconds", "cpu"))
     print(f"    {record['name']:<20} {seconds:8.2f} s {cpu:8.2f} of CPU   others {best['foreign']:.0%}", flush=True)
 
@@ -195,6 +222,7 @@ def _command(case: Case, model: str, engine: Engine, settings: Settings, *, warm
         "precision": engine.precision,
         "switched": engine.switched,
         "shared": engine.shared,
+        "autocast": engine.autocast,
         "minibatches": sizes.minibatches,
         "inner_epochs": sizes.inner_epochs,
         "prompt_tokens": PROMPT_TOKENS,

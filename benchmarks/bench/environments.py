@@ -37,7 +37,7 @@ def _environment(
 ) -> Path:
     folder = out / f"{name}-{version}"
     python, stamp = folder / "bin/python", folder / "ready"
-    wanted = f"{version}\n{constraints}"
+    wanted = "\n".join([version, TORCH, *more, *(f"without {one}" for one in unwanted), constraints])
     if stamp.exists() and stamp.read_text(encoding="utf-8") == wanted:
         return python
     print(f"setting up {name} {version} in {folder} (once)", flush=True)

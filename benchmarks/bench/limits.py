@@ -13,7 +13,7 @@ import torch
 from benchmarks.bench.measuring import fp32_through_onednn
 
 SIZE = 2048
-SECONDS = 1.5
+SECONDS = 1.0
 
 
 def peak(dtype: torch.dtype) -> float:

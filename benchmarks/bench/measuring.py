@@ -186,9 +186,11 @@ def count_optimizer_steps(pace: Pace) -> None:
 
 
 def switch_on() -> None:
-    """Our two process-wide switches, for the peer: keep freed memory, and fp32 products through oneDNN."""
+    """What `tastemaker.parallel.prepare` sets for a process, for the peer."""
+    os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "64")
     libc = ctypes.CDLL("libc.so.6")
     libc.mallopt(-4, 0)  # M_MMAP_MAX
+    libc.mallopt(-3, 8 * 2**20)  # M_MMAP_THRESHOLD
     libc.mallopt(-1, -1)  # M_TRIM_THRESHOLD
     fp32_through_onednn()
 

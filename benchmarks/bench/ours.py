@@ -26,6 +26,7 @@ from torch import Tensor
 from tastemaker import model, parallel
 from tastemaker.checkpoint import load_policy, load_reward_model
 from tastemaker.generation import Generator, Sampling, pool, sampling
+from tastemaker.packing import Packed
 from tastemaker.records import Demonstration, Message, Prompt, Ranking, Response
 from tastemaker.responses import DecodingConfig, seed_for
 from tastemaker.scoring import ModelScorer
@@ -38,6 +39,7 @@ ENDLESS = 100_000  # steps; the driver says when to stop
 RATE = 1e-6
 END = 1 - 2.0**-24  # in place of a random number: the end token is due
 SEED = 0
+FORWARD = "forward"
 UPDATE = "update, forward"  # what is left of it beside the backward pass and the optimizer
 
 Spec = Mapping[str, Any]
@@ -56,7 +58,8 @@ def main() -> None:
 
 
 def run_sft(spec: Spec, data: Mapping[str, Any], pace: Pace, device: torch.device) -> None:
-    _hold(sft, pace, before=lambda: _count(pace, data["rows"]))
+    _count_packed(sft, pace)
+    _hold(sft, pace, before=lambda: _plan(pace, data["rows"]))
     sft.train_sft(
         Path(spec["folder"]),
         config=sft.SftConfig(
@@ -75,7 +78,8 @@ def run_sft(spec: Spec, data: Mapping[str, Any], pace: Pace, device: torch.devic
 
 
 def run_reward(spec: Spec, data: Mapping[str, Any], pace: Pace, device: torch.device) -> None:
-    _hold(reward, pace, before=lambda: _count(pace, data["rows"]))
+    _count_packed(reward, pace)
+    _hold(reward, pace, before=lambda: _plan(pace, data["rows"]))
     reward.train_reward_model(
         Path(spec["folder"]),
         config=reward.RewardConfig(
@@ -100,11 +104,12 @@ def run_dpo(spec: Spec, data: Mapping[str, Any], pace: Pace, device: torch.devic
         return taken[-1]()
 
     def before() -> None:
-        _count(pace, data["rows"])
+        _plan(pace, data["rows"])
         with pace.phases("reference"):
             taken[0]()
 
     dpo.pair_logprobs = pair_logprobs
+    _count_packed(dpo, pace)
     _hold(dpo, pace, before=before)
     dpo.train_dpo(
         Path(spec["folder"]),
@@ -248,17 +253,30 @@ def _hold_lengths(lengths: Sequence[int], end_id: int) -> None:
         setattr(pool, name, function)
 
 
-def _count(pace: Pace, rows: Sequence[Mapping[str, Any]]) -> None:
-    """The tokens of a step of supervised training, each sequence once."""
-    sequences = [ids for row in rows for ids in row["response_ids"]]
+def _plan(pace: Pace, rows: Sequence[Mapping[str, Any]]) -> None:
+    """Of a step's tokens those of prompts and those of responses, as planned: by them the operations are counted."""
     pace.counts["prompt"] = sum(len(row["prompt_ids"]) * len(row["response_ids"]) for row in rows)
     pace.counts["prompt once"] = sum(len(row["prompt_ids"]) for row in rows)
-    pace.counts["response"] = sum(map(len, sequences))
-    pace.counts["sequences"] = len(sequences)
+    pace.counts["response"] = sum(len(ids) for row in rows for ids in row["response_ids"])
+
+
+def _count_packed(stage: ModuleType, pace: Pace) -> None:
+    """Count what a step of supervised training packs: sequences, their tokens, and the tokens that go through."""
+    plain = stage.pack
+
+    def pack(sequences: Sequence[Sequence[int]], **options: Any) -> Packed:
+        packed: Packed = plain(sequences, **options)
+        if pace.phases.inside(FORWARD):  # and not where the reference reads the same
+            pace.counts["sequences"] += len(packed.lengths)
+            pace.counts["tokens"] += sum(packed.lengths)
+            pace.counts["processed"] += len(packed.id_N)
+        return packed
+
+    stage.pack = pack  # type: ignore[attr-defined]
 
 
 def _time_training(pace: Pace) -> None:
-    pace.phases.of(Trainer, "accumulate", lambda *_, **__: None if pace.phases.inside(UPDATE) else "forward")
+    pace.phases.of(Trainer, "accumulate", lambda *_, **__: None if pace.phases.inside(UPDATE) else FORWARD)
     pace.phases.of(Tensor, "backward", "backward")
     pace.phases.of(Trainer, "apply", "optimizer")
 

@@ -70,6 +70,8 @@ def main() -> None:
     pace = Pace(spec, PACKAGES)
     if spec["switched"]:
         switch_on()
+    if spec["autocast"]:
+        os.environ["ACCELERATE_MIXED_PRECISION"] = "bf16"  # what `accelerate launch --mixed_precision bf16` sets
     count_optimizer_steps(pace)
     pace.phases.of(Tensor, "backward", "backward")
     data = json.loads(Path(spec["data"]).read_text(encoding="utf-8"))
@@ -272,6 +274,7 @@ def count_inputs(trainer: Any, pace: Pace) -> None:
         else:
             pace.counts["tokens"] += int(mask.sum())
         pace.counts["sequences"] += len(mask)
+        pace.counts["processed"] += mask.numel()
         with pace.phases("forward"):
             return compute_loss(model, inputs, *arguments, **options)
 

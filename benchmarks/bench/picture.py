@@ -36,7 +36,7 @@ class Bar:
 def write_picture(folder: Path, results: Results) -> None:
     """Write the picture, where PPO has been measured on M."""
     bars = []
-    for title, name, ink in (("TRL, by phase", "peer", "ppo"), ("ours, by phase", "ours", "ppo-ptx")):
+    for title, name, ink in (("TRL in fp32, by phase", "peer", "ppo"), ("ours in bf16, by phase", "ours", "ppo-ptx")):
         measured = results.engine("M", "ppo-uniform", name)
         if measured is not None:
             bars.append(Bar(title=title, ink=ink, parts=measured.phases))
@@ -47,7 +47,7 @@ def write_picture(folder: Path, results: Results) -> None:
         return
     figure = Figure(
         title="What a PPO iteration is spent on",
-        subtitle="SmolLM2-135M, 16 episodes of 64 + 64 tokens, two inner epochs, bf16",
+        subtitle="SmolLM2-135M, 16 episodes of 64 + 64 tokens, two inner epochs",
         parts=(Part(panels=tuple(draw(bar, folded(bar.parts)) for bar in bars)),),
         columns=1,
         words="Each drawing is as wide as its own iteration; seconds stand beside the names.",

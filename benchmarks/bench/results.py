@@ -13,9 +13,9 @@ from statistics import median
 from typing import Any
 
 from benchmarks.bench.cases import MODELS, PEAK_OF
-from benchmarks.bench.driver import FOREIGN
+from benchmarks.bench.driver import FOREIGN, tokens
 
-MACHINE, KERNELS = "machine.json", "M-kernels.json"
+KERNELS = "M-kernels.json"
 GIB = 2**30
 
 
@@ -31,8 +31,12 @@ class Measured:
     high: float
     """The slowest turn's."""
     turns: int
+    by_round: Mapping[int, float]
+    """The turns' median steps by round: engines that take turns have the same rounds."""
     disturbed: int
     """Turns in which others took more of the processors than is allowed."""
+    thrown_away: int
+    """Turns that were taken again because others had taken more."""
     foreign: float
     """The largest share of the processors that others took in a turn."""
     memory: float
@@ -47,14 +51,21 @@ class Measured:
 class Results:
     """All that was measured."""
 
-    machine: Mapping[str, Any]
     cases: Mapping[tuple[str, str], Mapping[str, Any]]
-    """Model and case, and the file's content."""
+    """Model and case, and the file's content: engines with their turns, and `about`, when and where it was measured."""
 
     def engine(self, model: str, case: str, name: str) -> Measured | None:
         """An engine's figures, or None where it was not measured."""
         record = self.cases.get((model, case), {}).get("engines", {}).get(name)
         return None if record is None or not record["turns"] else summary(record)
+
+    def runs(self) -> list[tuple[Mapping[str, Any], list[tuple[str, str]]]]:
+        """What was measured of one commit on one machine on one day, with its models and cases; the largest first."""
+        runs: dict[str, tuple[Mapping[str, Any], list[tuple[str, str]]]] = {}
+        for place, content in self.cases.items():
+            about = {name: value for name, value in content.get("about", {}).items() if name != "gemm"}
+            runs.setdefault(json.dumps(about, sort_keys=True), (about, []))[1].append(place)
+        return sorted(runs.values(), key=lambda run: -len(run[1]))
 
 
 def load(folder: Path) -> Results:
@@ -64,8 +75,7 @@ def load(folder: Path) -> Results:
         content = json.loads(path.read_text(encoding="utf-8"))
         if "engines" in content:
             cases[content["model"], content["case"]] = content
-    machine = folder / MACHINE
-    return Results(machine=json.loads(machine.read_text(encoding="utf-8")) if machine.exists() else {}, cases=cases)
+    return Results(cases=cases)
 
 
 def summary(record: Mapping[str, Any]) -> Measured:
@@ -81,17 +91,14 @@ def summary(record: Mapping[str, Any]) -> Measured:
         low=min(per_turn),
         high=max(per_turn),
         turns=len(turns),
+        by_round={turn["round"]: seconds for turn, seconds in zip(turns, per_turn, strict=True)},
         disturbed=sum(turn["foreign"] > FOREIGN for turn in turns),
+        thrown_away=sum(turn.get("tries", 1) - 1 for turn in turns),
         foreign=max(turn["foreign"] for turn in turns),
         memory=record.get("peak_rss", 0) / GIB,
         phases={name: median(step["phases"].get(name, 0.0) for step in steps) for name in names},
         counts=steps[-1].get("counts", {}),
     )
-
-
-def tokens(counts: Mapping[str, int]) -> int:
-    """Tokens of a step's sequences, prompts included and padding not."""
-    return counts["tokens"] if "tokens" in counts else counts.get("prompt", 0) + counts.get("response", 0)
 
 
 def needed_flops(task: str, measured: Measured, sizes: Mapping[str, int], model: str) -> float:
@@ -121,9 +128,9 @@ def needed_flops(task: str, measured: Measured, sizes: Mapping[str, int], model:
 
 
 def share_of_peak(results: Results, model: str, case: str, measured: Measured) -> float | None:
-    """The share of the machine's GEMM peak that the needed operations take, in the engine's precision."""
+    """The share of the GEMM peak just before the case that the needed operations take, in the engine's precision."""
     content = results.cases[model, case]
-    known = results.machine.get("gemm", {})
+    known = content.get("about", {}).get("gemm", {})
     peak = known.get(PEAK_OF[measured.precision], known.get("fp32"))
     if peak is None or "sizes" not in content or not tokens(measured.counts):
         return None

@@ -10,8 +10,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from benchmarks.bench.cases import CASES, MEMORY_TARGET, MODELS, ROWS, START_TARGET, VLLM, Row
-from benchmarks.bench.driver import FOREIGN, ROOT
-from benchmarks.bench.results import Measured, Results, load, share_of_peak, tokens
+from benchmarks.bench.driver import FOREIGN, ROOT, tokens
+from benchmarks.bench.results import Measured, Results, load, share_of_peak
 from benchmarks.pages import put
 
 RESULTS, PAGE = ROOT / "benchmarks/results", ROOT / "docs/performance.md"
@@ -43,19 +43,53 @@ def ratio(ours: Measured | None, other: Measured | None) -> float | None:
 
 
 def _machine(results: Results) -> str:
-    about = results.machine
-    if "versions" not in about:
+    """When and where each run was measured; of more runs than one, which cases are of which."""
+    runs = [(about, places) for about, places in results.runs() if about]
+    lines = []
+    for place, (about, cases) in enumerate(runs):
+        what = "" if place == 0 else f"{', '.join(f'{case} on {model}' for model, case in cases)}: "
+        lines.append(
+            f"{what}measured on {about['date']}, commit {about['commit']}: {about['processor']}, "
+            f"{about['cores']} cores, {about['memory_gib']} GiB, {about['threads']} threads; "
+            f"{_versions(results, cases)}.{_peaks(results, cases)}"
+        )
+    return "\n\n".join(line[0].upper() + line[1:] for line in lines)
+
+
+def _versions(results: Results, cases: Sequence[tuple[str, str]]) -> str:
+    """The versions of each side; of the peer those that differ by case are all named."""
+    names = {"ours": "ours", "peer": "TRL", "vllm": "vLLM"}
+    found: dict[str, dict[str, set[str]]] = {}
+    for place in cases:
+        for record in results.cases[place]["engines"].values():
+            for package, version in record.get("versions", {}).items():
+                found.setdefault(names[record["side"]], {}).setdefault(package, set()).add(version)
+    sides = {
+        side: ", ".join(f"{package} {' and '.join(sorted(versions))}" for package, versions in packages.items())
+        for side, packages in found.items()
+    }
+    return "; ".join(f"{side}: {packages}" for side, packages in sides.items())
+
+
+def _peaks(results: Results, cases: Sequence[tuple[str, str]]) -> str:
+    """The GEMM peaks before the cases, from the least to the largest."""
+    found: dict[str, list[float]] = {}
+    for place in cases:
+        for name, peak in results.cases[place]["about"].get("gemm", {}).items():
+            found.setdefault(name, []).append(peak)
+    if not found:
         return ""
-    gemm, packages = about["gemm"], about["versions"]["peer"] | about["versions"]["ours"]
-    by_onednn = f", {gemm['fp32-onednn']:.0f} through oneDNN" if "fp32-onednn" in gemm else ""
-    named = ", ".join(f"{name} {version}" for name, version in packages.items() if name not in ("tastemaker", "trl"))
-    commit = f", commit {about['commit']}" if "commit" in about else ""
-    return (
-        f"Measured on {about['date']}{commit}: {about['processor']}, {about['cores']} cores, "
-        f"{about['memory_gib']} GiB, {about['threads']} threads; {named}. "
-        f"Matrix products of 2048 x 2048: {gemm['fp32']:.0f} GFLOP/s in fp32 as "
-        f"PyTorch comes{by_onednn}, {gemm['bf16']:.0f} in bf16."
-    )
+    titles = {"fp32": "in fp32 as PyTorch comes", "fp32-onednn": "in fp32 through oneDNN", "bf16": "in bf16"}
+    peaks = [
+        f"{_range(min(found[name]), max(found[name]))} GFLOP/s {title}"
+        for name, title in titles.items()
+        if name in found
+    ]
+    return f" Matrix products of 2048 x 2048: {', '.join(peaks)}."
+
+
+def _range(low: float, high: float) -> str:
+    return f"{low:.0f}" if f"{low:.0f}" == f"{high:.0f}" else f"{low:.0f} to {high:.0f}"
 
 
 def _speeds(results: Results, model: str) -> str:
@@ -69,17 +103,29 @@ def _speeds(results: Results, model: str) -> str:
         switched = None if row.switched is None else results.engine(model, row.case, row.switched)
         share = share_of_peak(results, model, row.case, ours)
         cells = [row.title, _seconds(ours), _rate(ours, ours), NONE if share is None else f"{share:.0%}"]
-        cells += [_seconds(peer), _rate(peer, ours), _marked(row, row.peer, ratio(ours, peer))]
-        cells += [_seconds(switched), _marked(row, row.switched, ratio(ours, switched))]
-        rows.append(cells + ([_aim(row, ratio(ours, peer))] if aims else []))
+        cells += [_seconds(peer), _rate(peer, ours), _ratio(row, ours, row.peer, peer)]
+        cells += [_seconds(switched), _ratio(row, ours, row.switched, switched)]
+        rows.append(cells + ([_aim(row, ours, peer)] if aims else []))
     note = f"{APART} of engines that did not take turns with one another but followed one another, minutes apart."
     text = table([*header, "aim"] if aims else header, rows)
     return f"{text}\n\n{note}" if f"x{APART} |" in text else text
 
 
-def _marked(row: Row, other: str | None, share: float | None) -> str:
-    apart = other is not None and share is not None and not CASES[row.case].together(row.ours, other)
-    return _times(share) + (APART if apart else "")
+def _ratio(row: Row, ours: Measured, name: str | None, other: Measured | None) -> str:
+    """The ratio of the medians, and the least and the largest ratio of a round's turns."""
+    share = ratio(ours, other)
+    if name is None or other is None or share is None:
+        return NONE
+    if not CASES[row.case].together(row.ours, name):
+        return _times(share) + APART
+    low, high = _of_rounds(ours, other)
+    return _times(share) if _times(low) == _times(high) else f"{_times(share)} ({low:.1f} to {high:.1f})"
+
+
+def _of_rounds(ours: Measured, other: Measured) -> tuple[float, float]:
+    """The least and the largest ratio of two turns of the same round."""
+    shares = [other.by_round[round_] / seconds for round_, seconds in ours.by_round.items() if round_ in other.by_round]
+    return min(shares), max(shares)
 
 
 def _memory(results: Results, model: str) -> str:
@@ -159,13 +205,14 @@ def _counts(results: Results, model: str) -> str:
             if found is None or not found.counts:
                 continue
             steps = sorted({count for name, count in found.counts.items() if name.startswith("steps of")})
-            shown = [found.counts.get(name) for name in ("sequences", "generated")]
+            shown = [found.counts.get(name) for name in ("processed", "sequences", "generated")]
             rows.append(
                 [case.name, engine.name, f"{tokens(found.counts):,}"]
                 + [NONE if count is None else f"{count:,}" for count in shown]
                 + [" and ".join(map(str, steps))]
             )
-    header = ["a step of", "by", "tokens", "sequences", "generated tokens", "steps of each optimizer"]
+    header = ["a step of", "by", "tokens", "as the model gets them", "sequences", "generated tokens"]
+    header.append("steps of each optimizer")
     return "What was counted:\n\n" + table(header, rows) if rows else ""
 
 
@@ -179,10 +226,10 @@ def _quiet(results: Results) -> str:
     if not found:
         return ""
     turns, disturbed = sum(one.turns for *_, one in found), sum(one.disturbed for *_, one in found)
-    most = max(one.foreign for *_, one in found)
+    most, again = max(one.foreign for *_, one in found), sum(one.thrown_away for *_, one in found)
     return (
         f"Of {turns} turns {disturbed or 'none'} had more than {FOREIGN:.0%} of the processors taken by other "
-        f"programs; the most that a turn had was {most:.0%}."
+        f"programs; the most that a turn had was {most:.0%}. {again or 'None'} had been thrown away because of it."
     )
 
 
@@ -209,10 +256,16 @@ def _times(value: float | None, *, digits: int = 1) -> str:
     return NONE if value is None else f"{value:.{digits}f}x"
 
 
-def _aim(row: Row, value: float | None) -> str:
+def _aim(row: Row, ours: Measured, peer: Measured | None) -> str:
+    """The aim, and whether it is met: by the median alone where the rounds do not agree."""
+    value = ratio(ours, peer)
     if row.target is None:
         return NONE
-    return f"{row.target:g}x" + ("" if value is None or value >= row.target else ", missed")
+    if peer is None or value is None:
+        return f"{row.target:g}x"
+    low, high = _of_rounds(ours, peer) if CASES[row.case].together(row.ours, row.peer) else (value, value)
+    by_median = " by the median" if low < row.target <= high else ""
+    return f"{row.target:g}x, {'met' if value >= row.target else 'missed'}{by_median}"
 
 
 def main() -> None:
