@@ -25,6 +25,7 @@ REQUIRED: Mapping[str, Mapping[str, Any]] = {
     "PpoConfig": {"init": "x", "reward": "m:f"},
     "DpoConfig": {"init": "x"},
     "Contestant": {"model": "x"},
+    "FewShot": {"template": "{prompt} {response} "},
     "Check": {"measure": "win_rate", "a": "x", "b": "y", "above": 0.5},
     "Claim": {"id": "1", "statement": "s", "checks": []},
     "EvaluationConfig": {"contestants": {}, "pairs": []},
