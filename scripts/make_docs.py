@@ -119,8 +119,6 @@ def default_of(field: dataclasses.Field[Any]) -> str:
 def short(value: Any) -> str:
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
         return str(getattr(value, "name", type(value).__name__))
-    if isinstance(value, str):
-        return value.replace("\n", "\\n")
     return str(value).lower() if isinstance(value, bool) else str(value)
 
 

@@ -33,6 +33,7 @@ from benchmarks.bench.environments import peer_python, trl_of
 from benchmarks.bench.results import KERNELS
 
 OUT, RESULTS = ROOT / "out/bench", ROOT / "benchmarks/results"
+UNMEASURED = (WorkerError, OSError, subprocess.CalledProcessError)  # a worker that died, a full disk, a failed install
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -60,7 +61,7 @@ def main() -> None:
         for trl in sorted({trl_of(CASES[name]) for name in options.cases}):
             peer_python(settings.out, trl)
         run_json([sys.executable, "-m", "benchmarks.bench.models", str(settings.out), *options.models], settings)
-    except (OSError, subprocess.CalledProcessError) as error:
+    except UNMEASURED as error:
         sys.exit(f"error: what is measured could not be made under {settings.out}: {error}")
     print(f"ready after {_minutes(began)}", flush=True)
     failed = []
@@ -69,11 +70,7 @@ def main() -> None:
             print(f"{model} {case.name}, after {_minutes(began)}", flush=True)
             try:
                 _measure(case, model, options, about)
-            except (
-                WorkerError,
-                OSError,
-                subprocess.CalledProcessError,
-            ) as error:  # the others are measured all the same
+            except UNMEASURED as error:  # the others are measured all the same
                 print(error, file=sys.stderr, flush=True)
                 failed.append(f"{model} {case.name}")
     if options.documented:

@@ -26,6 +26,7 @@ from typing import Any, Protocol
 
 OTHER = "other"
 WARM_UP_TOKENS = 8  # of a rollout's first responses
+PRIMITIVES_KEPT, LARGE_BLOCK = 64, 8 * 2**20  # as `tastemaker.parallel` has them, which the peer cannot import
 TICKS = os.sysconf("SC_CLK_TCK")
 IDLE_FIELDS = (3, 4)  # idle and iowait, in the first line of /proc/stat
 
@@ -187,10 +188,10 @@ def count_optimizer_steps(pace: Pace) -> None:
 
 def switch_on() -> None:
     """What `tastemaker.parallel.prepare` sets for a process, for the peer."""
-    os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "64")
+    os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", str(PRIMITIVES_KEPT))
     libc = ctypes.CDLL("libc.so.6")
     libc.mallopt(-4, 0)  # M_MMAP_MAX
-    libc.mallopt(-3, 8 * 2**20)  # M_MMAP_THRESHOLD
+    libc.mallopt(-3, LARGE_BLOCK)  # M_MMAP_THRESHOLD
     libc.mallopt(-1, -1)  # M_TRIM_THRESHOLD
     fp32_through_onednn()
 
