@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,14 +17,14 @@ from tastemaker import parallel
 # Says that it is ready, writes down whose turn it is, and computes nothing. `foreign` of each turn is given.
 WORKER = """
 import json, sys
-name, log, foreign = sys.argv[1], sys.argv[2], json.loads(sys.argv[3])
+name, log, foreign, tokens = sys.argv[1], sys.argv[2], json.loads(sys.argv[3]), int(sys.argv[4])
 print(json.dumps({"versions": {"python": "3"}}), flush=True)
 for line in sys.stdin:
     with open(log, "a") as file:
         file.write(name + chr(10))
     if not foreign:
         sys.exit("tired")
-    step = {"seconds": 1.0, "cpu": 1.0, "phases": {}, "counts": {"tokens": 7, "sequences": 2}}
+    step = {"seconds": 1.0, "cpu": 1.0, "phases": {}, "counts": {"tokens": tokens, "sequences": 2}}
     print(json.dumps({"steps": [step], "peak_rss": 1, "foreign": foreign.pop(0)}), flush=True)
 """
 SETTINGS = {"rounds": 3, "tries": 3, "threads": 1}
@@ -40,7 +41,8 @@ def foreign(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, list[f
     takes = {"ours": [0.0] * 9, "peer": [0.0] * 9}
 
     def command(case: Case, model: str, engine: Engine, settings: Settings, **_: Any) -> list[str]:
-        return [sys.executable, "-c", WORKER, engine.name, str(tmp_path / "turns"), repr(takes[engine.name])]
+        tokens = ["8" if engine.shared else "7"]
+        return [sys.executable, "-c", WORKER, engine.name, str(tmp_path / "turns"), repr(takes[engine.name]), *tokens]
 
     monkeypatch.setattr(driver, "_command", command)
     return takes
@@ -57,6 +59,12 @@ def test_a_disturbed_turn_is_taken_again_and_kept_beside(foreign: dict[str, list
     turns = measure(CASE, "S", Settings(out=tmp_path, **SETTINGS))["engines"]["ours"]["turns"]
     assert [(turn["tries"], turn["foreign"]) for turn in turns] == [(2, 0.01), (3, 0.2), (1, 0.0)]
     assert [[one["foreign"] for one in turn["thrown_away"]] for turn in turns] == [[0.5], [0.3, 0.4], []]
+
+
+def test_a_case_whose_engines_did_other_work_has_no_figures(foreign: dict[str, list[float]], tmp_path: Path) -> None:
+    other = replace(CASE, sittings=((Engine(name="peer", side="peer"), Engine(name="ours", side="ours", shared=True)),))
+    with pytest.raises(WorkerError, match="the engines did not do the same work"):
+        measure(other, "S", Settings(out=tmp_path, **SETTINGS))
 
 
 def test_a_worker_that_dies_is_told_with_what_it_said(foreign: dict[str, list[float]], tmp_path: Path) -> None:
