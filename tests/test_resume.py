@@ -4,13 +4,11 @@ from __future__ import annotations
 
 import os
 import random
-import signal
-import subprocess
-import sys
 import time
 from pathlib import Path
 
 import pytest
+from tests.forked import Forked
 from tests.runs import measured, smoke_command, weights
 
 from tastemaker.cli import main
@@ -34,15 +32,7 @@ def signs_of_life(out: Path) -> int:
     return signs
 
 
-def start(command: list[str], log: Path) -> subprocess.Popen[bytes]:
-    environment = os.environ | {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
-    with log.open("ab") as file:
-        return subprocess.Popen(
-            [sys.executable, "-m", "tastemaker.cli", *command], stdout=file, stderr=file, env=environment
-        )
-
-
-def kill_after(process: subprocess.Popen[bytes], out: Path, signs: int, wait: float) -> bool:
+def kill_after(process: Forked, out: Path, signs: int, wait: float) -> bool:
     """Kill the process once there are so many signs, one of them its own, and a moment later. False if it ended."""
     target, deadline = max(signs, signs_of_life(out) + 1), time.monotonic() + PATIENCE
     while signs_of_life(out) < target:
@@ -53,7 +43,7 @@ def kill_after(process: subprocess.Popen[bytes], out: Path, signs: int, wait: fl
     time.sleep(wait)
     if process.poll() is not None:
         return False
-    process.send_signal(signal.SIGKILL)
+    process.kill()
     process.wait()
     return True
 
@@ -65,13 +55,13 @@ def test_a_run_killed_at_ten_moments_ends_with_the_same_bytes(random_base: Path,
     signs = signs_of_life(whole)
     kills = 0
     for turn in range(KILLS):  # a moment of each tenth of most of the run, so that a slow kill does not use up the rest
-        process = start(smoke_command(random_base, torn), log)
+        process = Forked(smoke_command(random_base, torn), log)
         moment = int(0.9 * signs * (turn + rng.random()) / KILLS)
         killed = kill_after(process, torn, moment, rng.uniform(0, 0.2))
-        assert killed or process.returncode == 0, log.read_text()
+        assert killed or process.poll() == 0, log.read_text()
         kills += killed
     assert kills == KILLS, f"{kills} kills; the others came after the run had ended"
-    process = start(smoke_command(random_base, torn), log)
+    process = Forked(smoke_command(random_base, torn), log)
     assert process.wait(timeout=PATIENCE) == 0, log.read_text()
     assert weights(torn) == weights(whole)
     assert measured(torn) == measured(whole)

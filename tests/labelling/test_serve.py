@@ -9,13 +9,14 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
 import httpx2
 import pytest
 import sqlalchemy as sa
+from tests.forked import Running
 
 from tastemaker.cli import main
 from tastemaker.errors import ConfigError
@@ -29,24 +30,32 @@ from tastemaker.store.schema import throttles
 STARTS_WITHIN, STOPS_WITHIN = 300, 60  # seconds; the machine may be busy with all the other tests
 
 
+def started(arguments: Sequence[str], log: Path) -> Running:
+    """The command as people start it."""
+    command = [sys.executable, "-m", "tastemaker.cli", *arguments]
+    with log.open("a") as file:
+        return subprocess.Popen(command, stdout=file, stderr=subprocess.STDOUT, start_new_session=True)
+
+
 @contextmanager
-def server(folder: Path, *options: str, port: int = 0) -> Iterator[tuple[subprocess.Popen[str], str]]:
+def server(
+    folder: Path, *options: str, port: int = 0, start: Callable[[Sequence[str], Path], Running] = started
+) -> Iterator[tuple[Running, str]]:
     """A server, when it answers, and its address; stopped in the end.
 
     With port 0 it takes a free one and says which; one behind a proxy says another's address, so its port is given.
     """
-    command = [sys.executable, "-m", "tastemaker.cli", "label", "serve", "--data", str(folder)]
-    command += ["--port", str(port), *options]
     said = folder.with_suffix(".log")
-    with said.open("w") as log:
-        process = subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT, text=True, start_new_session=True)
+    said.unlink(missing_ok=True)
+    process = start(["label", "serve", "--data", str(folder), "--port", str(port), *options], said)
     try:
         deadline = time.monotonic() + STARTS_WITHIN
         address = ""
         while not address:
-            assert process.poll() is None, said.read_text()
-            assert time.monotonic() < deadline, said.read_text()
-            found = re.search(r"http://127\.0\.0\.1:\d+", said.read_text())
+            text = said.read_text() if said.exists() else ""
+            assert process.poll() is None, text
+            assert time.monotonic() < deadline, text
+            found = re.search(r"http://127\.0\.0\.1:\d+", text)
             tried = f"http://127.0.0.1:{port}" if port else found[0] if found else ""
             address = tried if tried and _answers(tried) else ""
             time.sleep(0.05)

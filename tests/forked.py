@@ -1,0 +1,92 @@
+"""Commands that a test starts again and again: processes forked from one that has imported the product already.
+
+Each is a process of its own and is really killed; what it does not do is spend its first seconds on the same imports,
+which took longer than what such a test is about. That the command starts by itself is seen elsewhere
+(`tests/labelling/test_serve.py`, `tests/test_cli.py`).
+"""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Protocol
+
+import torch
+
+from tastemaker.cli import main
+
+# What the commands `label serve` and `run` import when they are called, and this module, which is where a fork begins.
+PRELOADED = (
+    "tests.forked",
+    "tastemaker.labelling.serve",
+    "alembic.command",
+    "tastemaker.pipeline",
+    "transformers.models.llama.modeling_llama",
+)
+_FORKS = multiprocessing.get_context("forkserver")
+_FORKS.set_forkserver_preload(list(PRELOADED))
+
+
+class Running(Protocol):
+    """What tests do with a process, forked or not."""
+
+    @property
+    def pid(self) -> int: ...
+
+    def poll(self) -> int | None: ...
+
+    def wait(self, timeout: float | None = None) -> int: ...
+
+    def terminate(self) -> None: ...
+
+    def kill(self) -> None: ...
+
+    def send_signal(self, sig: int) -> None: ...
+
+
+class Forked:
+    """`tastemaker ARGUMENTS` as a forked process on one thread, in a session of its own; it adds to `log`."""
+
+    def __init__(self, arguments: Sequence[str], log: Path) -> None:
+        self._process = _FORKS.Process(target=_run, args=(list(arguments), str(log)), daemon=True)
+        self._process.start()
+
+    @property
+    def pid(self) -> int:
+        assert self._process.pid is not None
+        return self._process.pid
+
+    def poll(self) -> int | None:
+        return self._process.exitcode
+
+    def wait(self, timeout: float | None = None) -> int:
+        self._process.join(timeout)
+        code = self._process.exitcode
+        if code is None:
+            raise subprocess.TimeoutExpired(self._process.name, timeout or 0)
+        return code
+
+    def terminate(self) -> None:
+        self._process.terminate()
+
+    def kill(self) -> None:
+        self._process.kill()
+
+    def send_signal(self, sig: int) -> None:
+        os.kill(self.pid, sig)
+
+
+def _run(arguments: list[str], log: str) -> None:
+    os.setsid()
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # the process that forks ignores it
+    file = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
+    os.dup2(file, 1)
+    os.dup2(file, 2)
+    torch.set_num_threads(1)
+    sys.argv = ["tastemaker", *arguments]
+    raise SystemExit(main(arguments))
