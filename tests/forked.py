@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import multiprocessing
 import os
-import signal
 import subprocess
 import sys
 from collections.abc import Sequence
@@ -46,11 +45,9 @@ class Running(Protocol):
 
     def kill(self) -> None: ...
 
-    def send_signal(self, sig: int) -> None: ...
-
 
 class Forked:
-    """`tastemaker ARGUMENTS` as a forked process on one thread, in a session of its own; it adds to `log`."""
+    """`tastemaker ARGUMENTS` as a forked process on one thread; what it says is added to `log`."""
 
     def __init__(self, arguments: Sequence[str], log: Path) -> None:
         self._process = _FORKS.Process(target=_run, args=(list(arguments), str(log)), daemon=True)
@@ -77,13 +74,8 @@ class Forked:
     def kill(self) -> None:
         self._process.kill()
 
-    def send_signal(self, sig: int) -> None:
-        os.kill(self.pid, sig)
-
 
 def _run(arguments: list[str], log: str) -> None:
-    os.setsid()
-    signal.signal(signal.SIGINT, signal.default_int_handler)  # the process that forks ignores it
     file = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
     os.dup2(file, 1)
     os.dup2(file, 2)

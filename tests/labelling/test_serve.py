@@ -98,7 +98,7 @@ def test_one_command_from_nothing_to_a_sign_in_page(tmp_path: Path) -> None:
         assert "You are invited as admin" in httpx2.get(link).text
         assert "label invite --roles admin" in log_of(folder)
         assert httpx2.get(f"{address}/sign-in").status_code == 200
-        process.send_signal(signal.SIGTERM)
+        process.terminate()
         assert process.wait(STOPS_WITHIN) == 0
     assert "Stopped" in log_of(folder)
     assert link.rpartition("/")[2] not in log_of(folder).replace(link, ""), "no log holds the secret"
