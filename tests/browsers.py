@@ -11,6 +11,7 @@ import os
 import shutil
 import subprocess
 import sys
+from collections.abc import Iterator
 from typing import NoReturn
 
 import pytest
@@ -36,6 +37,22 @@ def fail_or_skip(why: str) -> NoReturn:
     if is_required():
         pytest.fail(f"TASTEMAKER_BROWSER=required, and no browser can be started: {why}")
     pytest.skip(f"NO BROWSER TESTS: no Chromium can be started ({why})")
+
+
+@pytest.fixture(scope="module")
+def chromium() -> Iterator[Browser]:
+    """A real browser, or a loud skip where there is none.
+
+    It ends with its module, because while it is driven a loop of asyncio counts as running in this thread, and tests of
+    another file that start one of their own would be refused.
+    """
+    with sync_playwright() as driver:
+        try:
+            found = launch(driver)
+        except Error as error:
+            fail_or_skip(str(error).strip().splitlines()[0])
+        yield found
+        found.close()
 
 
 def why_none_starts() -> str | None:

@@ -1,8 +1,8 @@
-"""Commands that a test starts again and again: processes forked from one that has imported the product already.
+"""Processes forked from one that has imported the product already, for tests that start many, or several together.
 
 Each is a process of its own and is really killed; what it does not do is spend its first seconds on the same imports,
 which took longer than what such a test is about. That the command starts by itself is seen elsewhere
-(`tests/labelling/test_serve.py`, `tests/test_cli.py`).
+(`tests/labelling/test_serve.py`, `tests/test_cli.py`), and several processes by `torchrun` in `tests/parallel`.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ import multiprocessing
 import os
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Protocol
 
@@ -19,9 +19,13 @@ import torch
 
 from tastemaker.cli import main
 
-# What the commands `label serve` and `run` import when they are called, and this module, which is where a fork begins.
+# What the commands `label serve` and `run` import when they are called, what several processes do, and this module,
+# which is where a fork begins.
 PRELOADED = (
     "tests.forked",
+    "tests.parallel.driver",
+    "torch.distributed.fsdp",
+    "tastemaker.commands.people",
     "tastemaker.labelling.serve",
     "alembic.command",
     "tastemaker.pipeline",
@@ -47,10 +51,10 @@ class Running(Protocol):
 
 
 class Forked:
-    """`tastemaker ARGUMENTS` as a forked process on one thread; what it says is added to `log`."""
+    """`work(*given)` in a forked process on one thread; what it says is added to `log`."""
 
-    def __init__(self, arguments: Sequence[str], log: Path) -> None:
-        self._process = _FORKS.Process(target=_run, args=(list(arguments), str(log)), daemon=True)
+    def __init__(self, work: Callable[..., None], *given: object, log: Path) -> None:
+        self._process = _FORKS.Process(target=_run, args=(str(log), work, *given), daemon=True)
         self._process.start()
 
     @property
@@ -75,10 +79,20 @@ class Forked:
         self._process.kill()
 
 
-def _run(arguments: list[str], log: str) -> None:
+def forked(arguments: Sequence[str], log: Path) -> Forked:
+    """`tastemaker ARGUMENTS`."""
+    return Forked(tastemaker, list(arguments), log=log)
+
+
+def tastemaker(arguments: Sequence[str]) -> None:
+    """The program in this process, which ends with its code."""
+    sys.argv = ["tastemaker", *arguments]
+    raise SystemExit(main(arguments))
+
+
+def _run(log: str, work: Callable[..., None], *given: object) -> None:
     file = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
     os.dup2(file, 1)
     os.dup2(file, 2)
     torch.set_num_threads(1)
-    sys.argv = ["tastemaker", *arguments]
-    raise SystemExit(main(arguments))
+    work(*given)

@@ -8,7 +8,7 @@ import time
 from pathlib import Path
 
 import pytest
-from tests.forked import Forked
+from tests.forked import Forked, forked
 from tests.runs import measured, smoke_command, weights
 
 from tastemaker.cli import main
@@ -55,13 +55,13 @@ def test_a_run_killed_at_ten_moments_ends_with_the_same_bytes(random_base: Path,
     signs = signs_of_life(whole)
     kills = 0
     for turn in range(KILLS):  # a moment of each tenth of most of the run, so that a slow kill does not use up the rest
-        process = Forked(smoke_command(random_base, torn), log)
+        process = forked(smoke_command(random_base, torn), log)
         moment = int(0.9 * signs * (turn + rng.random()) / KILLS)
         killed = kill_after(process, torn, moment, rng.uniform(0, 0.2))
         assert killed or process.poll() == 0, log.read_text()
         kills += killed
     assert kills == KILLS, f"{kills} kills; the others came after the run had ended"
-    process = Forked(smoke_command(random_base, torn), log)
+    process = forked(smoke_command(random_base, torn), log)
     assert process.wait(timeout=PATIENCE) == 0, log.read_text()
     assert weights(torn) == weights(whole)
     assert measured(torn) == measured(whole)

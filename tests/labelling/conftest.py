@@ -12,10 +12,8 @@ import pytest
 import uvicorn
 from fastapi import FastAPI
 from httpx2 import Response
-from playwright.sync_api import Browser as Chromium
-from playwright.sync_api import Error, sync_playwright
 from starlette.testclient import TestClient
-from tests.browsers import fail_or_skip, launch
+from tests.browsers import chromium  # noqa: F401
 from tests.store.conftest import (  # noqa: F401
     Clock,
     Make,
@@ -116,22 +114,6 @@ def browser(app: FastAPI) -> Iterator[Browser]:
 @pytest.fixture
 def people(app: FastAPI, services: Services) -> People:
     return People(app, services)
-
-
-@pytest.fixture(scope="module")
-def chromium() -> Iterator[Chromium]:
-    """A real browser, or a loud skip where there is none.
-
-    It ends with its module, because while it is driven a loop of asyncio counts as running in this thread, and tests of
-    another file that start one of their own would be refused.
-    """
-    with sync_playwright() as driver:
-        try:
-            found = launch(driver)
-        except Error as error:
-            fail_or_skip(str(error).strip().splitlines()[0])
-        yield found
-        found.close()
 
 
 @contextmanager

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
 
+import sqlalchemy as sa
 from fastapi import FastAPI
 from httpx2 import Response
 from tests.labelling.conftest import PASSWORD, Browser
@@ -15,6 +17,7 @@ from tastemaker.store import Store
 from tastemaker.store.audit import COMMAND_LINE, Actor
 from tastemaker.store.desk import Desk
 from tastemaker.store.importing import GoldItem
+from tastemaker.store.schema import metadata
 from tastemaker.store.tasks import DemonstrationAnswer, OutputRating, RankingAnswer
 
 if TYPE_CHECKING:
@@ -91,3 +94,23 @@ def fill(store: Store, services: Services, clock: Clock | None = None) -> None:
     view = desk.next_task("ann", "test")
     assert view is not None
     desk.submit("ann", view.task.id, DemonstrationAnswer("What ann wrote."))
+
+
+Rows = Mapping[str, Sequence[Mapping[str, Any]]]
+
+
+def rows_of(store: Store) -> Rows:
+    """All that a store holds, by its tables."""
+    with store.read() as connection:
+        return {
+            name: [dict(row) for row in connection.execute(sa.select(table)).mappings()]
+            for name, table in metadata.tables.items()
+        }
+
+
+def put_back(store: Store, rows: Rows) -> None:
+    """What a store held, into an empty one."""
+    with store.write() as connection:
+        for table in metadata.sorted_tables:
+            if rows[table.name]:
+                connection.execute(sa.insert(table), rows[table.name])

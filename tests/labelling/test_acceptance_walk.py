@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
+from tests.forked import forked
 from tests.labelling.keyboard import Keyboard
 from tests.labelling.test_serve import log_of, server
 
@@ -31,7 +32,7 @@ RESPONSES = ("zero", "one", "two", "three", "four")  # the texts, by their place
 @pytest.mark.slow
 def test_from_nothing_to_an_export_by_keyboard_alone(chromium: Chromium, tmp_path: Path) -> None:
     folder = tmp_path / "labels"
-    with server(folder) as (_process, address):
+    with server(folder, start=forked) as (_process, address):
         (link,) = re.findall(rf"{address}/invitation/[\w-]+", log_of(folder))
         lead = Keyboard(chromium, link)
         become_admin(lead)

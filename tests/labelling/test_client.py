@@ -10,6 +10,7 @@ from pathlib import Path
 
 import httpx2
 import pytest
+from tests.forked import forked
 from tests.labelling.conftest import PASSWORD, QUICK, served
 from tests.labelling.programs import GROUP, simulated, simulated_token
 from tests.labelling.test_serve import server
@@ -202,7 +203,7 @@ def test_a_server_killed_in_the_middle_of_a_submit(tmp_path: Path, make: Make) -
         services = services_of(store)
         services.labels.queue(make.study(), make.items(1))
         token = person_token(services, "ann")
-        with server(folder) as (process, address):
+        with server(folder, start=forked) as (process, address):
             with LabellingClient(address, token) as client:
                 view = client.next_task("study")
                 assert view is not None
@@ -214,7 +215,7 @@ def test_a_server_killed_in_the_middle_of_a_submit(tmp_path: Path, make: Make) -
             assert said == []
         assert services.labels.progress("study").answered == 0
         port = re.findall(r"\d+", address)[-1]
-        with server(folder, "--port", port) as (_, again):
+        with server(folder, "--port", port, start=forked) as (_, again):
             assert again == address
             thread.join(300)
             assert said == ["counted"]

@@ -10,7 +10,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from tests.forked import Forked
+from tests.forked import forked
 from tests.labelling.conftest import QUICK
 from tests.labelling.programs import GROUP, simulated, simulated_token
 from tests.labelling.test_serve import server
@@ -44,7 +44,7 @@ def kill_and_check(url: str, folder: Path, make: Make, *, kills: int) -> None:
         with ThreadPoolExecutor(max_workers=1) as background:
             answering = None
             for kill in range(kills):
-                with server(folder, "--database", url, "--port", port, start=Forked) as (process, address):
+                with server(folder, "--database", url, "--port", port, start=forked) as (process, address):
                     port = re.findall(r"\d+", address)[-1]
                     if answering is None:
                         work = (address, "study", raters)
@@ -56,7 +56,7 @@ def kill_and_check(url: str, folder: Path, make: Make, *, kills: int) -> None:
                     process.wait()
             assert answering is not None
             assert not answering.done(), "the last kill came while there was work"
-            with server(folder, "--database", url, "--port", port, start=Forked):
+            with server(folder, "--database", url, "--port", port, start=forked):
                 assert answering.result(WITHIN) == len(stored)
                 check(f"http://127.0.0.1:{port}", services, stored, [token for _, token in raters], len(items))
 

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
+from tests.forked import forked
 from tests.labelling.conftest import PASSWORD, PATIENCE
 from tests.labelling.test_serve import server
 
@@ -171,7 +172,7 @@ def test_a_run_waits_for_people_and_goes_on(
     assert main(["label", "invite", "--data", str(out), "--group", "held-out"]) == 0
     said = " ".join(capsys.readouterr().err.split())
     assert "Nothing is asked of group 'held-out' so far; what there is to answer is for training." in said
-    with server(out) as (_, address):
+    with server(out, start=forked) as (_, address):
         ann.accept(run.invitation(address))
         assert ann.work() == {"Write a response": 2}
         assert run() == "2 ranking answers by training raters"

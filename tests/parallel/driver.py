@@ -204,14 +204,14 @@ JOBS: Mapping[str, Callable[[Path, Path], None]] = {
 }
 
 
-def main() -> None:
-    folder = Path(sys.argv[1])
+def do(folder: Path, names: Sequence[str]) -> None:
+    """One process's part in some jobs; it ends here."""
     parallel.prepare(1, patience=timedelta(minutes=5))
-    for name in sys.argv[2:]:
+    for name in names:
         JOBS[name](folder / "several" / name, folder / "models")
     parallel.leave()
     processes.end(0)
 
 
 if __name__ == "__main__":
-    main()
+    do(Path(sys.argv[1]), sys.argv[2:])

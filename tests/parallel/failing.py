@@ -17,17 +17,21 @@ from tastemaker.stages import sft
 from tastemaker.stages.sft import Example
 from tastemaker.training import Loss
 
-loss, calls = sft._example_loss, list[int]()
 
+def fail(numbers: str, step: int, command: Sequence[str]) -> None:
+    """This process's part in the command; it ends here."""
+    loss, calls = sft._example_loss, list[int]()
 
-def failing(policy: LanguageModel, batch: Sequence[Example], num_tokens: float) -> Loss:
-    calls.append(len(batch))
-    if str(processes.number()) in sys.argv[1] and len(calls) == int(sys.argv[2]):
-        time.sleep(processes.is_first())
-        raise TrainingError("made to fail", finding="not-finite")
-    return loss(policy, batch, num_tokens)
+    def failing(policy: LanguageModel, batch: Sequence[Example], num_tokens: float) -> Loss:
+        calls.append(len(batch))
+        if str(processes.number()) in numbers and len(calls) == step:
+            time.sleep(processes.is_first())
+            raise TrainingError("made to fail", finding="not-finite")
+        return loss(policy, batch, num_tokens)
+
+    sft._example_loss = failing
+    sys.exit(main(command))
 
 
 if __name__ == "__main__":
-    sft._example_loss = failing
-    sys.exit(main(sys.argv[3:]))
+    fail(sys.argv[1], int(sys.argv[2]), sys.argv[3:])

@@ -7,7 +7,8 @@ from pathlib import Path
 import pytest
 from tests.models import save_model
 from tests.parallel import jobs
-from tests.parallel.launching import ROOT, launch
+from tests.parallel.failing import fail
+from tests.parallel.launching import ROOT, launch, together
 
 from tastemaker.artefacts import read_json
 from tastemaker.cli import main
@@ -31,10 +32,10 @@ def contents(folder: Path) -> dict[str, bytes]:
 
 def test_an_error_of_one_process_ends_the_job(command: list[str], tmp_path: Path) -> None:
     """The second process fails in the middle of a step, which the first waits for."""
-    done = launch(FAILING, "1", "2", *command)
+    done = launch(tmp_path / "said.log", FAILING, "1", "2", *command)
     assert done.returncode != 0
-    assert "error in process 1: made to fail" in done.stderr
-    said = done.stderr.partition("torch/distributed/elastic")[0]  # what torchrun adds is another matter
+    assert "error in process 1: made to fail" in done.stdout
+    said = done.stdout.partition("torch/distributed/elastic")[0]  # what torchrun adds is another matter
     assert "Traceback" not in said
     assert not (tmp_path / "out" / "manifest.json").exists()
 
@@ -45,8 +46,9 @@ def test_an_error_of_another_process_leaves_the_earlier_result(
     """Whether the first process still sees to it or is ended before, the next command finds it."""
     assert main(command) == 0
     before = contents(tmp_path / "out")
-    done = launch(FAILING, "1", "1", *command, "--batch-size", "3", "--replace")
-    assert "error in process 1: made to fail" in done.stderr
+    codes, said = together(tmp_path / "said.log", fail, "1", 1, [*command, "--batch-size", "3", "--replace"])
+    assert codes[1] == 2
+    assert "error in process 1: made to fail" in said
     assert main(command) == 0
     assert "out is up to date" in capsys.readouterr().err
     assert contents(tmp_path / "out") == before
@@ -54,9 +56,9 @@ def test_an_error_of_another_process_leaves_the_earlier_result(
 
 
 def test_what_stops_all_reaches_the_doctor_though_the_first_process_is_late(command: list[str], tmp_path: Path) -> None:
-    done = launch(FAILING, "01", "2", *command)
+    _, said = together(tmp_path / "said.log", fail, "01", 2, command)
     for number in (0, 1):
-        assert f"error in process {number}: made to fail" in done.stderr
+        assert f"error in process {number}: made to fail" in said
     stopped = read_json(tmp_path / "out" / "started.json")["stopped"]
     assert stopped == {"message": "made to fail", "finding": "not-finite"}
 
@@ -68,8 +70,10 @@ def test_processes_that_have_read_other_records_do_not_train(
     assert main(command) == 0
     before = contents(tmp_path / "out")
     monkeypatch.delenv("PYTHONHASHSEED", raising=False)
-    done = launch("-m", "tastemaker", *command, "--data", "tests.parallel.jobs:in_any_order", "--replace")
+    done = launch(
+        tmp_path / "said.log", "-m", "tastemaker", *command, "--data", "tests.parallel.jobs:in_any_order", "--replace"
+    )
     assert done.returncode != 0
     says = "error in process 0: tests.parallel.jobs:in_any_order: process 1 has read other records of --data than the"
-    assert says in done.stderr
+    assert says in done.stdout
     assert contents(tmp_path / "out") == before

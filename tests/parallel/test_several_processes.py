@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 import torch
 from tests.parallel import jobs
-from tests.parallel.launching import drive
+from tests.parallel.launching import ROOT, launch
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
 
 from tastemaker.artefacts import read_manifest
@@ -36,7 +36,9 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
         jobs.half(name, place / "one" / f"half-{name}", place / "models")
         shutil.copytree(place / "one" / f"half-{name}", place / "several" / f"resumed-{name}")
     halves = [f"{part}-{name}" for part in ("half", "resumed") for name in jobs.TRAININGS]
-    drive(place, *jobs.TRAININGS, *halves, "gathering", "diverging", "filling", "command")
+    names = [*jobs.TRAININGS, *halves, "gathering", "diverging", "filling", "command"]
+    done = launch(place / "said.log", ROOT / "tests/parallel/driver.py", place, *names)
+    assert done.returncode == 0, done.stdout
     return place
 
 
