@@ -9,6 +9,7 @@ from datetime import timedelta
 import argon2
 import pytest
 import sqlalchemy as sa
+from argon2.exceptions import VerifyMismatchError
 from tests.store.accounts import ADMIN, CHEAP, LEAD, PASSWORD, acts, join, refusal
 from tests.store.conftest import Clock
 
@@ -208,20 +209,30 @@ def test_names_and_passwords_that_are_refused(
 # --- signing in -----------------------------------------------------------------------------------------------------
 
 
+SAME, ANOTHER = "hashed, and it is the same", "hashed, and it is another"
+
+
 class Counting(argon2.PasswordHasher):
     """The library's own, that counts."""
 
     def __init__(self) -> None:
         super().__init__(time_cost=1, memory_cost=8, parallelism=1)
         self.calls: list[str] = []
+        self.costs: list[argon2.Parameters] = []
 
     def hash(self, password: str | bytes, *, salt: bytes | None = None) -> str:
         self.calls.append("hash")
         return super().hash(password, salt=salt)
 
     def verify(self, hash: str | bytes, password: str | bytes) -> bool:  # type: ignore[override]
-        self.calls.append("verify")
-        return super().verify(hash, password)
+        self.costs.append(argon2.extract_parameters(str(hash)))
+        try:
+            found = super().verify(hash, password)
+        except VerifyMismatchError:
+            self.calls.append(ANOTHER)
+            raise
+        self.calls.append(SAME)
+        return found
 
 
 def test_every_refusal_is_the_same_and_takes_the_same_work(store: Store, clock: Clock) -> None:
@@ -237,11 +248,15 @@ def test_every_refusal_is_the_same_and_takes_the_same_work(store: Store, clock: 
     for name, password in tries:
         hasher.calls.clear()
         said.add(refusal(access, name, password))
-        assert hasher.calls == ["verify"], name
+        is_right = (name, password) == ("eve", PASSWORD)  # of an account that is disabled
+        assert hasher.calls == [SAME if is_right else ANOTHER], name
     assert said == {"Name and password do not belong together; check both, or ask whoever invited you."}
     hasher.calls.clear()
     assert access.sign_in("ada", PASSWORD).name == "ada"
-    assert hasher.calls == ["verify"]
+    assert hasher.calls == [SAME]
+    assert all(costs == hasher.costs[0] for costs in hasher.costs), (
+        "at the same costs, whether or not there is an account"
+    )
 
 
 def test_refused_sign_ins_are_in_the_log_without_what_was_typed(access: AccessService, store: Store) -> None:

@@ -6,6 +6,7 @@ its hash is made slow. Nothing here is ever stored or printed in clear.
 
 from __future__ import annotations
 
+import base64
 import hashlib
 import secrets
 import threading
@@ -13,6 +14,7 @@ import unicodedata
 
 import argon2
 from argon2.exceptions import InvalidHashError, VerificationError
+from argon2.low_level import ARGON2_VERSION
 
 from tastemaker.errors import StoreError
 
@@ -28,7 +30,7 @@ class Passwords:
     def __init__(self, hasher: argon2.PasswordHasher) -> None:
         self._hasher = hasher
         self._room = threading.BoundedSemaphore(_AT_ONCE)
-        self._of_nobody = hasher.hash(secrets.token_bytes(32))
+        self._of_nobody = _hash_of_nothing(hasher)
 
     def hash(self, password: str) -> str:
         with self._room:
@@ -48,6 +50,18 @@ class Passwords:
     def is_outdated(self, stored: str) -> bool:
         """Whether the hash was made with other parameters than today's."""
         return self._hasher.check_needs_rehash(stored)
+
+
+def _hash_of_nothing(hasher: argon2.PasswordHasher) -> str:
+    """What looks like a hash of `hasher`'s, so that it takes as long to check against, and is of no password.
+
+    To hash something would take as long as a sign-in takes, whenever a server starts.
+    """
+    salt, digest = (
+        base64.b64encode(secrets.token_bytes(size)).decode().rstrip("=") for size in (hasher.salt_len, hasher.hash_len)
+    )
+    costs = f"m={hasher.memory_cost},t={hasher.time_cost},p={hasher.parallelism}"
+    return f"$argon2{hasher.type.name.lower()}$v={ARGON2_VERSION}${costs}${salt}${digest}"
 
 
 def check_password(password: str, *, name: str) -> None:
