@@ -22,12 +22,13 @@ settings.load_profile("tests")
 
 
 def pytest_collection_finish() -> None:
-    """From here on the garbage collector sees to what tests make."""
+    """From here on the garbage collector sees to what tests make, and less often than it would by itself."""
     import torch
 
     torch.set_num_threads(1)
     gc.collect()
     gc.freeze()
+    gc.set_threshold(10_000, 20, 20)
     gc.enable()
 
 
