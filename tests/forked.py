@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import multiprocessing
 import os
+import socket
 import subprocess
 import sys
 from collections.abc import Callable, Sequence
@@ -79,12 +80,19 @@ class Forked:
         self._process.kill()
 
 
+def free_port() -> int:
+    """A port of this machine that nothing listens on."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        return int(free.getsockname()[1])
+
+
 def forked(arguments: Sequence[str], log: Path) -> Forked:
     """`tastemaker ARGUMENTS`."""
-    return Forked(tastemaker, list(arguments), log=log)
+    return Forked(_run_command, list(arguments), log=log)
 
 
-def tastemaker(arguments: Sequence[str]) -> None:
+def _run_command(arguments: Sequence[str]) -> None:
     """The program in this process, which ends with its code."""
     sys.argv = ["tastemaker", *arguments]
     raise SystemExit(main(arguments))

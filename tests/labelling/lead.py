@@ -97,6 +97,16 @@ def fill(store: Store, services: Services, clock: Clock | None = None) -> None:
 
 
 Rows = Mapping[str, Sequence[Mapping[str, Any]]]
+_FILLED: dict[str, Rows] = {}  # by the store's URL
+
+
+def fill_again(url: str, store: Store, services: Services, clock: Clock) -> None:
+    """As `fill`, with one clock; after the first time the same rows are put back, which takes a tenth of the time."""
+    if url in _FILLED:
+        put_back(store, _FILLED[url])
+    else:
+        fill(store, services, clock)
+        _FILLED[url] = rows_of(store)
 
 
 def rows_of(store: Store) -> Rows:

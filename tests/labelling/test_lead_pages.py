@@ -14,20 +14,7 @@ import pytest
 from fastapi import FastAPI
 from fastapi.routing import APIRoute
 from tests.labelling.conftest import ORIGIN, PASSWORD, Browser
-from tests.labelling.lead import (
-    LEAD,
-    RANKING,
-    ROLES,
-    Fields,
-    Rows,
-    fill,
-    open_accounts,
-    put_back,
-    rows_of,
-    send,
-    signed_in,
-    upload,
-)
+from tests.labelling.lead import LEAD, RANKING, ROLES, Fields, fill_again, open_accounts, send, signed_in, upload
 from tests.store.conftest import Clock, Make
 from tests.store.people import work
 
@@ -83,19 +70,9 @@ STUDY = f"/studies/study?study={quote(RANKING)}"
 PROBLEM = re.compile(r'<p class="message error"[^>]*>([^<]+)')
 
 
-@pytest.fixture(scope="module")
-def filled_once() -> dict[str, Rows]:
-    """What a filled store holds, for each URL: to put it back takes a tenth of the time."""
-    return {}
-
-
 @pytest.fixture
-def filled(store: Store, url: str, services: Services, clock: Clock, filled_once: dict[str, Rows]) -> None:
-    if url in filled_once:
-        put_back(store, filled_once[url])
-    else:
-        fill(store, services, clock)
-        filled_once[url] = rows_of(store)
+def filled(url: str, store: Store, services: Services, clock: Clock) -> None:
+    fill_again(url, store, services, clock)
 
 
 @pytest.fixture

@@ -16,7 +16,7 @@ from pathlib import Path
 import httpx2
 import pytest
 import sqlalchemy as sa
-from tests.forked import Running
+from tests.forked import Running, free_port
 
 from tastemaker.cli import main
 from tastemaker.errors import ConfigError
@@ -143,10 +143,7 @@ def test_a_public_address_behind_tls_is_taken() -> None:
 
 
 def test_behind_a_proxy_its_word_on_addresses_counts_and_nobody_elses(tmp_path: Path) -> None:
-    folder, host = tmp_path / "labels", "labels.example.org"
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
+    folder, host, port = tmp_path / "labels", "labels.example.org", free_port()
     options = ("--origin", f"https://{host}", "--proxy", "127.0.0.2", "192.0.2.0/24")
     with server(folder, *options, port=port) as (_, address):
         assert re.search(rf"https://{host}/invitation/[\w-]{{43}}", log_of(folder))

@@ -7,14 +7,13 @@ about `torchrun` is started by it (`launch`), and jobs that are about what proce
 from __future__ import annotations
 
 import os
-import socket
 import subprocess
 import time
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 
-from tests.forked import Forked
+from tests.forked import Forked, free_port
 
 ROOT = Path(__file__).parents[2]
 LONGEST_SECONDS = 900  # after which the job is taken to hang
@@ -28,19 +27,17 @@ SETTINGS = {
 }
 
 
-def launch(log: Path, *arguments: str | Path, count: int = 2) -> subprocess.CompletedProcess[str]:
-    """Run `python ARGUMENTS` in `count` processes by `torchrun`; what all of them say is added to `log` and comes back.
+def launch(log: Path, *arguments: str | Path, count: int = 2) -> tuple[int, str]:
+    """Run `python ARGUMENTS` in `count` processes by `torchrun`; its code and what all have said, by way of `log`.
 
     `torchrun` itself is forked: it would only import once more what it does not use.
     """
     options = ["--standalone", "--local-addr", "127.0.0.1", "--nproc-per-node", str(count)]
-    command = [*options, *map(str, arguments)]
-    started = Forked(_torchrun, command, log=log)
+    started = Forked(_torchrun, [*options, *map(str, arguments)], log=log)
     try:
-        code = started.wait(LONGEST_SECONDS)
+        return started.wait(LONGEST_SECONDS), log.read_text()
     finally:
         started.terminate()
-    return subprocess.CompletedProcess(command, code, log.read_text())
 
 
 def _torchrun(command: list[str]) -> None:
@@ -85,9 +82,3 @@ def _take_part(number: int, count: int, port: int, work: Callable[..., None], gi
     os.environ |= SETTINGS | {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
     os.environ |= {name: str(value) for name, value in places.items()}
     work(*given)
-
-
-def free_port() -> int:
-    with socket.socket() as listening:
-        listening.bind(("127.0.0.1", 0))
-        return int(listening.getsockname()[1])

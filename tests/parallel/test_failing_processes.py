@@ -32,11 +32,10 @@ def contents(folder: Path) -> dict[str, bytes]:
 
 def test_an_error_of_one_process_ends_the_job(command: list[str], tmp_path: Path) -> None:
     """The second process fails in the middle of a step, which the first waits for."""
-    done = launch(tmp_path / "said.log", FAILING, "1", "2", *command)
-    assert done.returncode != 0
-    assert "error in process 1: made to fail" in done.stdout
-    said = done.stdout.partition("torch/distributed/elastic")[0]  # what torchrun adds is another matter
-    assert "Traceback" not in said
+    code, said = launch(tmp_path / "said.log", FAILING, "1", "2", *command)
+    assert code != 0
+    assert "error in process 1: made to fail" in said
+    assert "Traceback" not in said.partition("torch/distributed/elastic")[0]  # what torchrun adds is another matter
     assert not (tmp_path / "out" / "manifest.json").exists()
 
 
@@ -70,10 +69,10 @@ def test_processes_that_have_read_other_records_do_not_train(
     assert main(command) == 0
     before = contents(tmp_path / "out")
     monkeypatch.delenv("PYTHONHASHSEED", raising=False)
-    done = launch(
+    code, said = launch(
         tmp_path / "said.log", "-m", "tastemaker", *command, "--data", "tests.parallel.jobs:in_any_order", "--replace"
     )
-    assert done.returncode != 0
+    assert code != 0
     says = "error in process 0: tests.parallel.jobs:in_any_order: process 1 has read other records of --data than the"
-    assert says in done.stdout
+    assert says in said
     assert contents(tmp_path / "out") == before

@@ -37,8 +37,8 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
         shutil.copytree(place / "one" / f"half-{name}", place / "several" / f"resumed-{name}")
     halves = [f"{part}-{name}" for part in ("half", "resumed") for name in jobs.TRAININGS]
     names = [*jobs.TRAININGS, *halves, "gathering", "diverging", "filling", "command"]
-    done = launch(place / "said.log", ROOT / "tests/parallel/driver.py", place, *names)
-    assert done.returncode == 0, done.stdout
+    code, said = launch(place / "said.log", ROOT / "tests/parallel/driver.py", place, *names)
+    assert code == 0, said
     return place
 
 

@@ -9,8 +9,7 @@ from datetime import timedelta
 import argon2
 import pytest
 import sqlalchemy as sa
-from argon2.exceptions import VerifyMismatchError
-from tests.store.accounts import ADMIN, CHEAP, LEAD, PASSWORD, acts, join, refusal
+from tests.store.accounts import ADMIN, ANOTHER, CHEAP, LEAD, PASSWORD, SAME, Counting, acts, join, refusal
 from tests.store.conftest import Clock
 
 from tastemaker.errors import StoreError
@@ -207,32 +206,6 @@ def test_names_and_passwords_that_are_refused(
 
 
 # --- signing in -----------------------------------------------------------------------------------------------------
-
-
-SAME, ANOTHER = "hashed, and it is the same", "hashed, and it is another"
-
-
-class Counting(argon2.PasswordHasher):
-    """The library's own, that counts."""
-
-    def __init__(self) -> None:
-        super().__init__(time_cost=1, memory_cost=8, parallelism=1)
-        self.calls: list[str] = []
-        self.costs: list[argon2.Parameters] = []
-
-    def hash(self, password: str | bytes, *, salt: bytes | None = None) -> str:
-        self.calls.append("hash")
-        return super().hash(password, salt=salt)
-
-    def verify(self, hash: str | bytes, password: str | bytes) -> bool:  # type: ignore[override]
-        self.costs.append(argon2.extract_parameters(str(hash)))
-        try:
-            found = super().verify(hash, password)
-        except VerifyMismatchError:
-            self.calls.append(ANOTHER)
-            raise
-        self.calls.append(SAME)
-        return found
 
 
 def test_every_refusal_is_the_same_and_takes_the_same_work(store: Store, clock: Clock) -> None:
