@@ -64,8 +64,8 @@ def postgresql(postgresql_server: str) -> str:
 
     with psycopg.connect(postgresql_server) as connection:
         connection.execute("SET session_replication_role = replica")  # or else the triggers would refuse
-        for table in reversed(metadata.sorted_tables):
-            connection.execute(f"DELETE FROM {table.name}".encode())
+        tables = [table.name for table in reversed(metadata.sorted_tables)]
+        connection.execute("; ".join(f"DELETE FROM {name}" for name in tables).encode())
         connection.execute("UPDATE alembic_version SET version_num = %s", [SCHEMA_VERSION])
     return postgresql_server
 

@@ -109,7 +109,12 @@ def create_app(
 ) -> FastAPI:
     """The application over a store."""
     services = Services.over(store, clock=clock, hasher=hasher)
+    routers = (routes, *(module.routes for module in MODULES))
+    for router in routers:
+        check_declared(router)
+    # As they are: `include_router` would make each of them anew, which the first people to come would wait for.
     app = FastAPI(
+        routes=[route for router in routers for route in router.routes],
         title="Tastemaker labelling",
         version=__version__,
         docs_url=None,
@@ -122,9 +127,6 @@ def create_app(
     app.add_middleware(Guard, settings=settings, access=services.access, refuse=refuse)
     for kind in (HTTPException, RequestValidationError, TastemakerError):  # the guard sees to all others
         app.add_exception_handler(kind, refuse)
-    for router in (routes, *(module.routes for module in MODULES)):
-        check_declared(router)
-        app.include_router(router, include_in_schema=False)
     return app
 
 

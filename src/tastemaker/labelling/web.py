@@ -14,6 +14,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
+from functools import cache
 from pathlib import Path as FilePath
 from typing import Annotated, Any, NoReturn
 from urllib.parse import quote, urlsplit
@@ -107,6 +108,43 @@ class StaticFile:
     body: bytes
     media_type: str
     version: str
+
+
+@cache
+def _templates(folder: FilePath) -> Environment:
+    environment = Environment(
+        loader=FileSystemLoader(folder),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters |= {
+        "raw": rendering.raw,
+        "markdown": rendering.markdown,
+        "visible": rendering.visible,
+        "when": _when,
+        "iso": lambda at: datetime.fromtimestamp(at, UTC).strftime("%Y-%m-%dT%H:%M:%SZ"),
+    }
+    return environment
+
+
+def _when(at: float) -> str:
+    """A time as read by someone whose zone is not known; `tastemaker.js` turns it into theirs."""
+    return datetime.fromtimestamp(at, UTC).strftime("%d %b %Y, %H:%M UTC").lstrip("0")
+
+
+_MEDIA_TYPES = {".css": "text/css", ".js": "text/javascript", ".svg": "image/svg+xml"}
+
+
+@cache
+def _static_files(folder: FilePath) -> Mapping[str, StaticFile]:
+    found = {}
+    for path in sorted(folder.iterdir()):
+        body = path.read_bytes()
+        digest = hashlib.blake2b(body, digest_size=8).hexdigest()
+        found[path.name] = StaticFile(body=body, media_type=_MEDIA_TYPES[path.suffix], version=digest)
+    return found
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -301,41 +339,6 @@ def _said(value: str | None) -> tuple[str, str] | None:
     except (ValueError, TypeError, binascii.Error, RecursionError):
         return None
     return (kind, text) if kind in ("done", "note", "error") and isinstance(text, str) else None
-
-
-def _templates(folder: FilePath) -> Environment:
-    environment = Environment(
-        loader=FileSystemLoader(folder),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    environment.filters |= {
-        "raw": rendering.raw,
-        "markdown": rendering.markdown,
-        "visible": rendering.visible,
-        "when": _when,
-        "iso": lambda at: datetime.fromtimestamp(at, UTC).strftime("%Y-%m-%dT%H:%M:%SZ"),
-    }
-    return environment
-
-
-def _when(at: float) -> str:
-    """A time as read by someone whose zone is not known; `tastemaker.js` turns it into theirs."""
-    return datetime.fromtimestamp(at, UTC).strftime("%d %b %Y, %H:%M UTC").lstrip("0")
-
-
-_MEDIA_TYPES = {".css": "text/css", ".js": "text/javascript", ".svg": "image/svg+xml"}
-
-
-def _static_files(folder: FilePath) -> Mapping[str, StaticFile]:
-    found = {}
-    for path in sorted(folder.iterdir()):
-        body = path.read_bytes()
-        digest = hashlib.blake2b(body, digest_size=8).hexdigest()
-        found[path.name] = StaticFile(body=body, media_type=_MEDIA_TYPES[path.suffix], version=digest)
-    return found
 
 
 def static_file(request: Request, name: str, v: str = "") -> Response:

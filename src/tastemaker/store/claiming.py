@@ -14,7 +14,7 @@ import sqlalchemy as sa
 
 from tastemaker.errors import StoreError
 from tastemaker.store.questions import CHUNK, Study
-from tastemaker.store.schema import answers, assignments, gold, leases, raters, remarks, study_raters
+from tastemaker.store.schema import again, answers, assignments, gold, leases, raters, remarks, study_raters
 from tastemaker.store.tasks import Turn
 
 
@@ -73,7 +73,7 @@ def is_finished(lease: sa.FromClause = leases) -> sa.ColumnElement[bool]:
 
 def has_met(rater_id: int, item_id: sa.ColumnElement[int]) -> sa.ColumnElement[bool]:
     """Whether a rater holds, has answered or has skipped an item."""
-    slot, lease = assignments.alias(), leases.alias()
+    slot, lease = again(assignments, "met_slot"), again(leases, "met_lease")
     return sa.or_(
         sa.exists().where(slot.c.item_id == item_id, slot.c.rater_id == rater_id),
         sa.exists().where(
@@ -106,7 +106,7 @@ def open_slots(study: Study, rater_id: int, turn: Turn | None = None) -> sa.Sele
         return select.where((assignments.c.sequence + shift) % turn.of == turn.index)
     # A slot whose lease ended unanswered waits for its rater as long as another will do. Taken at once, it would make
     # their late answer an extra one, and leave a slot over that neither of them may have.
-    other = assignments.alias()
+    other = again(assignments, "other_slot")
     better = sa.tuple_(_waiting(other, rater_id), other.c.slot) < sa.tuple_(
         _waiting(assignments, rater_id), assignments.c.slot
     )
@@ -122,7 +122,7 @@ def open_slots(study: Study, rater_id: int, turn: Turn | None = None) -> sa.Sele
 
 def _waiting(slot: sa.FromClause, rater_id: int) -> sa.ColumnElement[int]:
     """Of open slots: 0 where this rater has had it, 2 where it waits for another's answer, 1 where for nobody's."""
-    begun = leases.alias()
+    begun = again(leases, "begun")
     of_slot = sa.exists().where(begun.c.assignment_id == slot.c.id).correlate(slot)
     return sa.case(
         (of_slot.where(begun.c.rater_id == rater_id), 0),
@@ -178,7 +178,7 @@ def end_leases(connection: sa.Connection, *which: sa.ColumnElement[bool]) -> int
 
 def give_back(connection: sa.Connection, slot: str, item_id: int, rater_id: int, token: str) -> bool:
     """Give a slot to an answer under a lease that has ended, unless someone else has it or its rater another one."""
-    other = assignments.alias()
+    other = again(assignments, "other_slot")
     elsewhere = sa.exists().where(other.c.item_id == item_id, other.c.rater_id == rater_id, other.c.id != slot)
     free = sa.or_(
         assignments.c.state == "open", sa.and_(assignments.c.state == "leased", assignments.c.rater_id == rater_id)

@@ -20,6 +20,8 @@ takes half a surrogate pair, and a model may produce both. Times are seconds sin
 
 from __future__ import annotations
 
+from functools import cache
+
 import sqlalchemy as sa
 
 # The newest migration. Opening a database of this version needs no migration machinery.
@@ -359,8 +361,14 @@ audit = sa.Table(
 )
 
 
+@cache
+def again(table: sa.Table, name: str) -> sa.FromClause:
+    """A table for the second time in a query. It is made once, since that takes longer than the rest of a query."""
+    return table.alias(name)
+
+
 def newest_revision() -> sa.ScalarSelect[int]:
     """Within a query over `leases`: the number of the newest answer under each. What an answer now is, is this one."""
-    revisions = answers.alias()
+    revisions = again(answers, "revisions")
     newest = sa.select(sa.func.max(revisions.c.revision)).where(revisions.c.lease_id == leases.c.id)
     return newest.correlate(leases).scalar_subquery()
