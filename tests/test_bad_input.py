@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import json
+import resource
 import shutil
-import subprocess
+import signal
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -12,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from tests.forked import Forked
 from tests.models import save_model
 
 from tastemaker.checkpoint import new_reward_model, save_reward_model
@@ -437,6 +439,12 @@ def test_a_failed_command_leaves_an_earlier_result_alone(
     assert "out is up to date" in capsys.readouterr().err
 
 
+def in_little_room(command: Sequence[str]) -> None:
+    signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, 20_000))
+    sys.exit(main(command))
+
+
 @pytest.mark.parametrize(
     ("given", "says"),
     [
@@ -452,17 +460,10 @@ def test_a_full_disk_is_told_in_one_sentence(
     The signal is what a disk would not send.
     """
     (workplace / "data.jsonl").write_text(2 * (json.dumps(DEMONSTRATION) + "\n"))
-    code = """if True:
-        import resource, signal, sys
-        signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
-        resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, 20_000))
-        from tastemaker.cli import main
-        sys.exit(main(sys.argv[1:]))
-    """
     command = ["sft", "--model", str(models["MODEL"]), "--data", "data.jsonl", "--out", "out", "--epochs", "1"]
     command += ["--batch-size", "1", *given]
-    done = subprocess.run([sys.executable, "-c", code, *command], capture_output=True, text=True)
-    assert done.returncode == 2
-    expected, said = done.stderr.splitlines()
+    log = workplace.with_suffix(".log")
+    assert Forked(in_little_room, command, log=log).wait(300) == 2
+    expected, said = log.read_text().splitlines()
     assert "expected at the peak" in expected
     assert said.startswith(says)

@@ -183,7 +183,7 @@ def warn_of_slow_bf16() -> None:
 
 def slowness_of_bf16() -> float:
     """How many times as long as in fp32 a matrix product takes in bf16, by the least of several times of each."""
-    matrices = [torch.ones(512, 512, dtype=dtype) for dtype in (torch.float32, torch.bfloat16)]
+    matrices = [torch.ones(256, 256, dtype=dtype) for dtype in (torch.float32, torch.bfloat16)]
     times = [list[float](), list[float]()]
     for _ in range(11):
         for matrix, seconds in zip(matrices, times, strict=True):
