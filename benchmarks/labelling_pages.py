@@ -29,6 +29,7 @@ from tastemaker.store.tasks import Guideline, StudyConfig, StudyKind
 KINDS: dict[StudyKind, int] = {"demonstration": 0, "rating": 5, "ranking": 5}
 NAME, PASSWORD = "ann", "four plain words here"
 VIEW: ViewportSize = {"width": 1280, "height": 800}
+BROWSERS = ("chromium", "chromium-browser", "google-chrome", "chromium-headless-shell")
 TIMES = ("response", "paint", "loaded")
 TIMINGS = """() => {
     const page = performance.getEntriesByType("navigation")[0];
@@ -102,7 +103,7 @@ def main() -> None:
         database = options.database or str(Path(name) / "labels.db")
         path = prepare(database)
         with server(database, Path(name), workers=1) as address, sync_playwright() as driver:
-            installed = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
+            installed = next(filter(None, map(shutil.which, BROWSERS)), None)
             browser = driver.chromium.launch(executable_path=installed, args=["--no-sandbox", "--disable-gpu"])
             page = enter(browser, address + path)
             measured = {name: measure(page, url, options.loads) for name, url in addresses(page, address).items()}

@@ -47,6 +47,7 @@ CONTENT = Path(__file__).with_name("screenshots.toml")
 GROUP, RANKINGS, SCREENING = "team", "helpfulness, November", "first test"
 PASSWORD = "made up for pictures"
 LEAD = Actor("lea", "lead")
+BROWSERS = ("chromium", "chromium-browser", "google-chrome", "chromium-headless-shell")
 VIEWER = "amara"  # whose desk is shown
 MONDAY_AT_NINE = 1_793_005_200.0  # 26 October 2026, UTC
 DAY = 86_400.0
@@ -335,7 +336,7 @@ def main() -> None:
     out = parser.parse_args().out
     out.mkdir(parents=True, exist_ok=True)
     clock = Clock()
-    installed = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
+    installed = next(filter(None, map(shutil.which, BROWSERS)), None)
     with tempfile.TemporaryDirectory() as folder, Store.open(Path(folder) / "labels.db") as store:
         content = Content(CONTENT)
         Round(Services.over(store, clock=clock), clock, content).fill(Path(folder) / "export")
