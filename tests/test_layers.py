@@ -43,7 +43,8 @@ def modules() -> dict[str, ast.Module]:
     return found
 
 
-def imports(name: str) -> set[str]:
+@cache
+def imports(name: str) -> frozenset[str]:
     """What a module imports of ours, inside functions too; only what it needs for types alone is left out."""
     tree = modules()[name]
     for_types = {
@@ -63,7 +64,7 @@ def imports(name: str) -> set[str]:
             module = node.module or ""
             below = {f"{module}.{alias.name}" for alias in node.names}
             found |= {one if one.removeprefix(f"{ROOT}.") in modules() else module for one in below}
-    return {one.removeprefix(f"{ROOT}.") for one in found if one.startswith(f"{ROOT}.")}
+    return frozenset(one.removeprefix(f"{ROOT}.") for one in found if one.startswith(f"{ROOT}."))
 
 
 def top(module: str) -> str:

@@ -16,6 +16,7 @@ from tests.labelling.programs import GROUP, simulated, simulated_token
 from tests.labelling.test_serve import server
 from tests.store.conftest import Make
 
+from tastemaker.labelling import client
 from tastemaker.labelling.client import LabellingClient
 from tastemaker.labelling.drivers import Acknowledged, answer_together
 from tastemaker.labelling.web import Services
@@ -28,7 +29,8 @@ WITHIN = 600  # seconds; the machine may be busy
 
 
 @pytest.mark.slow
-def test_nothing_acknowledged_is_lost(url: str, tmp_path: Path, make: Make) -> None:
+def test_nothing_acknowledged_is_lost(url: str, tmp_path: Path, make: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(client, "LONGEST_PAUSE", 0.1)  # nobody is away for long when the next kill comes
     kill_and_check(url, tmp_path / "labels", make, kills=KILLS)
 
 
@@ -72,10 +74,10 @@ def wait_for(stored: list[Acknowledged], count: int, over: Callable[[], bool]) -
 def check(address: str, services: Services, stored: list[Acknowledged], tokens: list[str], slots: int) -> None:
     history = {}
     for token in tokens:
-        with LabellingClient(address, token) as client:
-            for entry in client.all_history():
+        with LabellingClient(address, token) as reader:
+            for entry in reader.all_history():
                 assert entry.task_id not in history, "a slot was given out twice"
-                given = client.task(entry.task_id).given
+                given = reader.task(entry.task_id).given
                 assert given is not None
                 assert (entry.revision, entry.standing) == (1, "counted"), "an answer was doubled"
                 history[entry.task_id] = given.answer

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import re
 import signal
@@ -135,6 +136,24 @@ def test_a_public_address_without_tls_is_refused(
 def test_nothing_listens_where_passwords_would_travel_in_the_clear(host: str) -> None:
     with pytest.raises(ConfigError, match="in the clear"):
         bind(Address(host=host, port=0))[0].close()
+
+
+def test_no_part_of_an_answer_waits_until_the_one_before_it_is_acknowledged() -> None:
+    listening, _ = bind(Address(port=0))
+
+    async def connect() -> int:
+        found: asyncio.Future[int] = asyncio.get_running_loop().create_future()
+
+        def accepted(_reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+            found.set_result(writer.get_extra_info("socket").getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY))
+            writer.close()
+
+        async with await asyncio.start_server(accepted, sock=listening):
+            _, writer = await asyncio.open_connection(*listening.getsockname())
+            writer.close()
+            return await found
+
+    assert asyncio.run(connect()) == 1
 
 
 def test_a_public_address_behind_tls_is_taken() -> None:

@@ -64,7 +64,9 @@ def bind(address: Address) -> tuple[socket.socket, LabellingSettings]:
             "such as --origin https://labels.example.org."
         )
     family = socket.AF_INET6 if ":" in address.host else socket.AF_INET
-    listening = socket.socket(family, socket.SOCK_STREAM)
+    # With its protocol named, or else asyncio would not switch Nagle's algorithm off (TCP_NODELAY) on connections: an
+    # answer is written in two pieces, and the second would wait some 40 ms until the browser acknowledges the first.
+    listening = socket.socket(family, socket.SOCK_STREAM, socket.IPPROTO_TCP)
     listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     try:
         listening.bind((address.host.strip("[]"), address.port))
