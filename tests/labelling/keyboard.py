@@ -55,6 +55,8 @@ class Keyboard:
         )
         found.wait_for()
         self._page.wait_for_load_state("load")
+        if self._page.locator("[autofocus]").count():
+            self._page.locator(":focus").wait_for()
 
     def text(self, selector: str) -> str:
         """What stands somewhere on the page: eyes need no keys."""

@@ -82,6 +82,7 @@ def press(page: Page, keys: str) -> None:
 
 def test_by_keyboard_alone(ann: Rater) -> None:
     page = ann.window()
+    page.locator("#name:focus").wait_for()  # it has the focus by itself, soon after the page is there
     page.keyboard.type("ann")
     page.keyboard.press("Tab")
     page.keyboard.type(PASSWORD)
