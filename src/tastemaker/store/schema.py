@@ -363,8 +363,13 @@ audit = sa.Table(
 
 @cache
 def again(table: sa.Table, name: str) -> sa.FromClause:
-    """A table for the second time in a query. It is made once, since that takes longer than the rest of a query."""
-    return table.alias(name)
+    """A table for the second time in a query. It is made once, since that takes longer than the rest of a query.
+
+    Within one query a name stands for one occurrence. Columns are there when it is, as several threads share it.
+    """
+    found = table.alias(name)
+    _ = found.c
+    return found
 
 
 def newest_revision() -> sa.ScalarSelect[int]:
