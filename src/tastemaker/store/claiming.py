@@ -17,6 +17,9 @@ from tastemaker.store.questions import CHUNK, Study
 from tastemaker.store.schema import again, answers, assignments, gold, leases, raters, remarks, study_raters
 from tastemaker.store.tasks import Turn
 
+# One for each place where a table stands in a query for a second time.
+_MET_SLOT, _MET_LEASE, _OTHER_SLOT, _BEGUN = again(assignments), again(leases), again(assignments), again(leases)
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Person:
@@ -73,7 +76,7 @@ def is_finished(lease: sa.FromClause = leases) -> sa.ColumnElement[bool]:
 
 def has_met(rater_id: int, item_id: sa.ColumnElement[int]) -> sa.ColumnElement[bool]:
     """Whether a rater holds, has answered or has skipped an item."""
-    slot, lease = again(assignments, "met_slot"), again(leases, "met_lease")
+    slot, lease = _MET_SLOT, _MET_LEASE
     return sa.or_(
         sa.exists().where(slot.c.item_id == item_id, slot.c.rater_id == rater_id),
         sa.exists().where(
@@ -106,7 +109,7 @@ def open_slots(study: Study, rater_id: int, turn: Turn | None = None) -> sa.Sele
         return select.where((assignments.c.sequence + shift) % turn.of == turn.index)
     # A slot whose lease ended unanswered waits for its rater as long as another will do. Taken at once, it would make
     # their late answer an extra one, and leave a slot over that neither of them may have.
-    other = again(assignments, "other_slot")
+    other = _OTHER_SLOT
     better = sa.tuple_(_waiting(other, rater_id), other.c.slot) < sa.tuple_(
         _waiting(assignments, rater_id), assignments.c.slot
     )
@@ -122,7 +125,7 @@ def open_slots(study: Study, rater_id: int, turn: Turn | None = None) -> sa.Sele
 
 def _waiting(slot: sa.FromClause, rater_id: int) -> sa.ColumnElement[int]:
     """Of open slots: 0 where this rater has had it, 2 where it waits for another's answer, 1 where for nobody's."""
-    begun = again(leases, "begun")
+    begun = _BEGUN
     of_slot = sa.exists().where(begun.c.assignment_id == slot.c.id).correlate(slot)
     return sa.case(
         (of_slot.where(begun.c.rater_id == rater_id), 0),
@@ -178,7 +181,7 @@ def end_leases(connection: sa.Connection, *which: sa.ColumnElement[bool]) -> int
 
 def give_back(connection: sa.Connection, slot: str, item_id: int, rater_id: int, token: str) -> bool:
     """Give a slot to an answer under a lease that has ended, unless someone else has it or its rater another one."""
-    other = again(assignments, "other_slot")
+    other = _OTHER_SLOT
     elsewhere = sa.exists().where(other.c.item_id == item_id, other.c.rater_id == rater_id, other.c.id != slot)
     free = sa.or_(
         assignments.c.state == "open", sa.and_(assignments.c.state == "leased", assignments.c.rater_id == rater_id)

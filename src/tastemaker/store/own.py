@@ -11,7 +11,6 @@ from tastemaker.store.admission import visible_studies
 from tastemaker.store.claiming import Person
 from tastemaker.store.questions import read_messages
 from tastemaker.store.schema import (
-    again,
     answers,
     assignments,
     guidelines,
@@ -73,7 +72,7 @@ def find_own(connection: sa.Connection, person: Person, task_id: str) -> OwnLeas
 
 def history(connection: sa.Connection, person: Person, *, limit: int, before: OwnLease | None) -> list[HistoryEntry]:
     """A rater's answers, latest first by when each was first given: correcting one does not move it."""
-    first = again(answers, "first_revision")
+    first = answers.alias()
     query = (
         sa.select(
             assignments.c.id,
@@ -95,7 +94,7 @@ def history(connection: sa.Connection, person: Person, *, limit: int, before: Ow
         .limit(limit)
     )
     if before is not None:
-        seen = again(answers, "seen_revision")
+        seen = answers.alias()
         last = sa.select(seen.c.id).where(seen.c.lease_id == before.id, seen.c.revision == 1).scalar_subquery()
         query = query.where(first.c.id < last)
     return [

@@ -20,8 +20,6 @@ takes half a surrogate pair, and a model may produce both. Times are seconds sin
 
 from __future__ import annotations
 
-from functools import cache
-
 import sqlalchemy as sa
 
 # The newest migration. Opening a database of this version needs no migration machinery.
@@ -361,19 +359,20 @@ audit = sa.Table(
 )
 
 
-@cache
-def again(table: sa.Table, name: str) -> sa.FromClause:
-    """A table for the second time in a query. It is made once, since that takes longer than the rest of a query.
+def again(table: sa.Table) -> sa.FromClause:
+    """A table for a second time in one query, to be kept by a module: making it takes longer than the rest of a query.
 
-    Within one query a name stands for one occurrence. Columns are there when it is, as several threads share it.
+    Its columns are there when it is, because threads share it.
     """
-    found = table.alias(name)
+    found = table.alias()
     _ = found.c
     return found
 
 
+_REVISIONS = again(answers)
+
+
 def newest_revision() -> sa.ScalarSelect[int]:
     """Within a query over `leases`: the number of the newest answer under each. What an answer now is, is this one."""
-    revisions = again(answers, "revisions")
-    newest = sa.select(sa.func.max(revisions.c.revision)).where(revisions.c.lease_id == leases.c.id)
+    newest = sa.select(sa.func.max(_REVISIONS.c.revision)).where(_REVISIONS.c.lease_id == leases.c.id)
     return newest.correlate(leases).scalar_subquery()
