@@ -89,10 +89,10 @@ def free_port() -> int:
 
 def forked(arguments: Sequence[str], log: Path) -> Forked:
     """`tastemaker ARGUMENTS`."""
-    return Forked(_run_command, list(arguments), log=log)
+    return Forked(run_command, list(arguments), log=log)
 
 
-def _run_command(arguments: Sequence[str]) -> None:
+def run_command(arguments: Sequence[str]) -> None:
     """The program in this process, which ends with its code."""
     sys.argv = ["tastemaker", *arguments]
     raise SystemExit(main(arguments))

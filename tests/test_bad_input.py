@@ -6,14 +6,13 @@ import json
 import resource
 import shutil
 import signal
-import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import pytest
-from tests.forked import Forked
+from tests.forked import Forked, run_command
 from tests.models import save_model
 
 from tastemaker.checkpoint import new_reward_model, save_reward_model
@@ -442,7 +441,7 @@ def test_a_failed_command_leaves_an_earlier_result_alone(
 def in_little_room(command: Sequence[str]) -> None:
     signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
     resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, 20_000))
-    sys.exit(main(command))
+    run_command(command)
 
 
 @pytest.mark.parametrize(

@@ -19,7 +19,7 @@ from tests.store.conftest import Clock, Make
 
 from tastemaker.errors import ConfigError
 from tastemaker.labelling import pages_account
-from tastemaker.labelling.app import check_declared, create_app
+from tastemaker.labelling.app import MODULES, check_declared, create_app
 from tastemaker.labelling.settings import LabellingSettings, Limit, network_of
 from tastemaker.labelling.web import Page, Services, own_path, require
 from tastemaker.store import Store
@@ -231,6 +231,11 @@ def test_the_application_does_not_start_with_a_handler_that_does_not_say(
     monkeypatch.setattr(pages_account, "routes", router)
     with pytest.raises(AssertionError, match="does not say whom it serves"):
         create_app(store, settings)
+
+
+def test_the_application_serves_the_routes_that_are_there_and_makes_none_anew(app: FastAPI) -> None:
+    served = {id(route) for route in app.routes}
+    assert served >= {id(route) for module in MODULES for route in module.routes.routes}
 
 
 # --- passwords ------------------------------------------------------------------------------------------------------

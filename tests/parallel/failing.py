@@ -9,8 +9,9 @@ import sys
 import time
 from collections.abc import Sequence
 
+from tests.forked import run_command
+
 from tastemaker import processes
-from tastemaker.cli import main
 from tastemaker.errors import TrainingError
 from tastemaker.model import LanguageModel
 from tastemaker.stages import sft
@@ -30,12 +31,7 @@ def fail(numbers: str, step: int, command: Sequence[str]) -> None:
         return loss(policy, batch, num_tokens)
 
     sft._example_loss = failing
-    run(command)
-
-
-def run(command: Sequence[str]) -> None:
-    """This process's part in a command that nothing is wrong with."""
-    sys.exit(main(command))
+    run_command(command)
 
 
 if __name__ == "__main__":

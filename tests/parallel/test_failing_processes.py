@@ -5,9 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+from tests.forked import run_command
 from tests.models import save_model
 from tests.parallel import jobs
-from tests.parallel.failing import fail, run
+from tests.parallel.failing import fail
 from tests.parallel.launching import ROOT, launch, together
 
 from tastemaker.artefacts import read_json
@@ -66,7 +67,7 @@ def test_processes_that_have_read_other_records_do_not_train(command: list[str],
     assert main(command) == 0
     before = contents(tmp_path / "out")
     read = [*command, "--data", "tests.parallel.jobs:in_any_order", "--replace"]
-    codes, said = together(tmp_path / "said.log", run, read)
+    codes, said = together(tmp_path / "said.log", run_command, read)
     assert codes[0] == 2
     says = "error in process 0: tests.parallel.jobs:in_any_order: process 1 has read other records of --data than the"
     assert says in said
