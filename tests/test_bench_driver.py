@@ -85,3 +85,10 @@ def test_a_worker_that_is_dead_before_it_is_asked_is_told_too(tmp_path: Path) ->
 
 def test_the_peer_is_given_what_our_processes_have() -> None:
     assert (measuring.PRIMITIVES_KEPT, measuring.LARGE_BLOCK) == (parallel.PRIMITIVES_KEPT, parallel.LARGE_BLOCK)
+
+
+def test_workers_keep_what_was_compiled_and_have_no_network(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PYTHONDONTWRITEBYTECODE", "1")
+    given = driver.environment(3)
+    assert "PYTHONDONTWRITEBYTECODE" not in given
+    assert (given["OMP_NUM_THREADS"], given["HF_HUB_OFFLINE"]) == ("3", "1")

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.bench.driver import Settings, Worker
+from benchmarks.bench.measuring import WARM_UP_TOKENS
 from benchmarks.bench.ours import UPDATE
 from tests.stages.conftest import base, reward_model  # noqa: F401  # fixtures
 
@@ -15,7 +16,7 @@ from tastemaker.checkpoint import load_reader
 from tastemaker.records import Message
 
 PROMPTS = (["w3", "w5", "w7"], ["w11"], ["w13", "w17"], ["w19", "w23"])
-LENGTHS = (5, 3, 2, 5)
+LENGTHS = (11, 3, 2, 5)
 SPEC = {"precision": "float32", "shared": False, "autocast": False, "warmup": 1}
 
 
@@ -64,12 +65,12 @@ def test_a_turn_of_ppo(base: str, reward_model: str, tmp_path: Path) -> None:  #
         "minibatches": 2,
         "inner_epochs": 3,
         "prompt_tokens": 7,
-        "response_tokens": 5,
+        "response_tokens": 11,
     }
     first, step = steps_of(spec, tmp_path)
+    assert first["counts"]["generated"] == WARM_UP_TOKENS + 3 + 2 + 5
     assert step["counts"]["generated"] == sum(LENGTHS)
     assert step["counts"]["sequences"] == len(PROMPTS)
-    assert [first["counts"][f"steps of optimizer {number}"] for number in (1, 2)] == [2, 2]  # one inner epoch
     assert [step["counts"][f"steps of optimizer {number}"] for number in (1, 2)] == [6, 6]
     expected = {"rollout", "old log-probs", "reference", "values", "scores", UPDATE, "backward", "optimizer", "other"}
     assert set(step["phases"]) == expected

@@ -22,6 +22,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -58,8 +59,9 @@ def main() -> None:
         "threads": settings.threads,
     }
     try:
-        for trl in sorted({trl_of(CASES[name]) for name in options.cases}):
-            peer_python(settings.out, trl)
+        with ThreadPoolExecutor() as side_by_side:
+            versions = sorted({trl_of(CASES[name]) for name in options.cases})
+            list(side_by_side.map(lambda trl: peer_python(settings.out, trl), versions))
         run_json([sys.executable, "-m", "benchmarks.bench.models", str(settings.out), *options.models], settings)
     except UNMEASURED as error:
         sys.exit(f"error: what is measured could not be made under {settings.out}: {error}")

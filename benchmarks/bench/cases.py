@@ -63,7 +63,7 @@ MODELS = {
     "M": Model(
         name="M",
         about="SmolLM2-135M-Instruct, 30 layers of width 576, 9 and 3 heads, feed-forward 1,536, vocabulary 49,152",
-        sizes=Sizes(sft=8, reward=4, dpo=8, ppo=16, minibatches=2, inner_epochs=2, rollout=32),
+        sizes=Sizes(sft=8, reward=4, dpo=8, ppo=16, minibatches=2, inner_epochs=1, rollout=32),
     ),
 }
 

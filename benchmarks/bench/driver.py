@@ -99,9 +99,10 @@ class Worker:
 
 
 def environment(threads: int) -> dict[str, str]:
-    """The same for all: so many threads, no GPU, no network."""
+    """The same for all: so many threads, no GPU, no network, and what Python compiled is kept, as installed."""
+    given = {name: value for name, value in os.environ.items() if name != "PYTHONDONTWRITEBYTECODE"}
     fixed = {"CUDA_VISIBLE_DEVICES": "", "HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false"}
-    return os.environ | fixed | {"OMP_NUM_THREADS": str(threads), "PYTHONPATH": str(ROOT)}
+    return given | fixed | {"OMP_NUM_THREADS": str(threads), "PYTHONPATH": str(ROOT)}
 
 
 def measure(case: Case, model: str, settings: Settings, names: Sequence[str] = ()) -> dict[str, Any]:

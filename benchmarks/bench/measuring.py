@@ -25,7 +25,7 @@ from contextlib import contextmanager
 from typing import Any, Protocol
 
 OTHER = "other"
-WARM_UP_TOKENS = 8  # of a rollout's first responses
+WARM_UP_TOKENS = 8  # at most, of an engine's first responses
 PRIMITIVES_KEPT, LARGE_BLOCK = 64, 8 * 2**20  # as `tastemaker.parallel` has them, which the peer cannot import
 TICKS = os.sysconf("SC_CLK_TCK")
 IDLE_FIELDS = (3, 4)  # idle and iowait, in the first line of /proc/stat

@@ -11,7 +11,6 @@ import itertools
 import json
 import sys
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from types import ModuleType
@@ -175,13 +174,10 @@ def run_rollout(spec: Spec, data: Mapping[str, Any], pace: Pace, device: torch.d
     policy = load_policy(spec["model"]).to(device)
     dtype = torch.bfloat16 if spec["precision"] == "bfloat16" else None
     engine = Generator(policy.library, vocabulary=policy.tokenizer.vocabulary, dtype=dtype)
+    law = Sampling(max_new_tokens=spec["response_tokens"], stop_token_ids=policy.tokenizer.stop_ids)
     for number in itertools.count():
         pace.boundary()
         seeds = [seed_for(SEED, number, place) for place in range(len(rows))]
-        law = Sampling(
-            max_new_tokens=spec["response_tokens"] if number else WARM_UP_TOKENS,
-            stop_token_ids=policy.tokenizer.stop_ids,
-        )
         groups = engine.generate([row["prompt_ids"] for row in rows], 1, law, seeds)
         pace.counts["prompt"] = sum(len(row["prompt_ids"]) for row in rows)
         pace.counts["generated"] = pace.counts["response"] = sum(len(group[0].response_ids) for group in groups)
@@ -232,10 +228,12 @@ def _hold(stage: ModuleType, pace: Pace, before: Callable[[], None] = lambda: No
 def _hold_lengths(lengths: Sequence[int], end_id: int) -> None:
     """Make responses as long as is planned; a planned length of the limit's size ends by the end token, too.
 
+    The first batch, by which an engine warms up, has no more than `WARM_UP_TOKENS`.
+
     The random number of a row's last step is replaced by one that is never drawn, and the draw, when it meets that
     number, gives the end token, and never otherwise.
     """
-    planned = itertools.cycle(lengths)
+    planned = itertools.chain((min(length, WARM_UP_TOKENS) for length in lengths), itertools.cycle(lengths))
     draw, choose = sampling.draw_uniforms, sampling.choose
 
     def draw_uniforms(seeds: Sequence[int], responses: Sequence[int], steps: int) -> Any:
@@ -287,15 +285,7 @@ def _time_ppo(pace: Pace, rows: Sequence[Mapping[str, Any]]) -> None:
     def of_logprobs(self: ppo.PpoRun, policy: model.LanguageModel, *_: Any, **__: Any) -> str:
         return "reference" if policy is self.reference else "old log-probs"
 
-    plain, whole_step = run.roll_out, run.step
-
-    def step(self: ppo.PpoRun, iteration: int) -> dict[str, float]:
-        """The warm-up has one inner epoch, as the peer's has."""
-        given = self.config
-        self.config = given if iteration else replace(given, inner_epochs=1)
-        metrics = whole_step(self, iteration)
-        self.config = given
-        return metrics
+    plain = run.roll_out
 
     def roll_out(self: ppo.PpoRun, *arguments: Any) -> Any:
         rollouts = plain(self, *arguments)
@@ -304,7 +294,6 @@ def _time_ppo(pace: Pace, rows: Sequence[Mapping[str, Any]]) -> None:
         pace.counts["sequences"] = len(rows)
         return rollouts
 
-    run.step = step  # type: ignore[method-assign]
     run.roll_out = roll_out  # type: ignore[assignment, method-assign]
     phases.of(run, "roll_out", "rollout")
     phases.of(run, "_logprobs", of_logprobs)

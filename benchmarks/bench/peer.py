@@ -7,6 +7,7 @@ It is given ids where it takes them, since tokenization is not measured.
 
 from __future__ import annotations
 
+import copy
 import itertools
 import json
 import os
@@ -158,7 +159,6 @@ def run_dpo(spec: Spec, data: Mapping[str, Any], pace: Pace) -> None:
 
 
 def run_ppo(spec: Spec, data: Mapping[str, Any], pace: Pace) -> None:
-    """The warm-up iteration has one inner epoch, since an iteration takes a minute."""
     from trl.experimental.ppo import PPOConfig, PPOTrainer, ppo_trainer  # type: ignore[import-not-found]
 
     rows, prompt_tokens = data["rows"], max(len(row["prompt_ids"]) for row in data["rows"])
@@ -183,7 +183,7 @@ def run_ppo(spec: Spec, data: Mapping[str, Any], pace: Pace) -> None:
         reward_model=reward_model(spec),
         value_model=reward_model(spec),
         train_dataset=Dataset.from_list([{"input_ids": row["prompt_ids"]} for row in rows]),
-        callbacks=[OneEpochWarmUp(config), Boundary(pace)],
+        callbacks=[Boundary(pace)],
     )
     pace.phases.of(ppo_trainer, "batch_generation", "rollout")
     pace.phases.of(
@@ -194,19 +194,6 @@ def run_ppo(spec: Spec, data: Mapping[str, Any], pace: Pace) -> None:
     trainer.train()
 
 
-class OneEpochWarmUp(TrainerCallback):  # type: ignore[misc]
-    """One inner epoch in the first iteration, all of them afterwards."""
-
-    def __init__(self, config: Any) -> None:
-        self.config, self.inner_epochs = config, config.num_ppo_epochs
-
-    def on_train_begin(self, *_: Any, **__: Any) -> None:
-        self.config.num_ppo_epochs = 1
-
-    def on_step_end(self, *_: Any, **__: Any) -> None:
-        self.config.num_ppo_epochs = self.inner_epochs
-
-
 def run_rollout(spec: Spec, data: Mapping[str, Any], pace: Pace) -> None:
     """The library's `generate`, which is also what TRL samples by."""
     model = language_model(spec, precision=spec["precision"]).eval()
@@ -214,17 +201,17 @@ def run_rollout(spec: Spec, data: Mapping[str, Any], pace: Pace) -> None:
         model, PlannedLengths(data["response_lengths"], spec["prompt_tokens"], data["end_id"], data["pad_id"]), pace
     )
     ids_BT = torch.tensor([row["prompt_ids"] for row in data["rows"]])
-    for number in itertools.count():
+    config = GenerationConfig(
+        max_new_tokens=spec["response_tokens"],
+        do_sample=True,
+        top_k=0,
+        top_p=1.0,
+        temperature=1.0,
+        eos_token_id=data["end_id"],
+        pad_token_id=data["pad_id"],
+    )
+    while True:
         pace.boundary()
-        config = GenerationConfig(
-            max_new_tokens=spec["response_tokens"] if number else WARM_UP_TOKENS,
-            do_sample=True,
-            top_k=0,
-            top_p=1.0,
-            temperature=1.0,
-            eos_token_id=data["end_id"],
-            pad_token_id=data["pad_id"],
-        )
         with torch.no_grad():
             model.generate(input_ids=ids_BT, attention_mask=torch.ones_like(ids_BT), generation_config=config)
 
@@ -245,11 +232,17 @@ def tokenizer(spec: Spec, **options: Any) -> Any:
 
 
 def hold_lengths(model: Any, planned: PlannedLengths, pace: Pace) -> None:
-    """Give every call of `generate` the plan, and count what it generates."""
-    generate = model.generate
+    """Give every call of `generate` the plan, and count what it generates.
+
+    The first call, by which the engine warms up, makes no more than `WARM_UP_TOKENS`.
+    """
+    generate, limits = model.generate, itertools.chain([WARM_UP_TOKENS], itertools.repeat(None))
 
     def as_planned(*arguments: Any, **options: Any) -> Any:
-        made = generate(*arguments, logits_processor=LogitsProcessorList([planned]), **options)
+        config = copy.copy(options.pop("generation_config"))
+        config.max_new_tokens = next(limits) or config.max_new_tokens
+        held = {"generation_config": config, "logits_processor": LogitsProcessorList([planned])}
+        made = generate(*arguments, **options, **held)
         sequences = made if isinstance(made, Tensor) else made.sequences
         response_BT = sequences[:, planned.prompt_tokens :]
         pace.counts["prompt"] = int(options["attention_mask"].sum())

@@ -122,9 +122,10 @@ def needed_flops(task: str, measured: Measured, sizes: Mapping[str, int], model:
         return forward
     shared = measured.name == "ours-shared"
     values = 0.0 if shared else trunk
+    epochs = counts["steps of optimizer 1"] / MODELS[model].sizes.minibatches
     update = 3 * forward + 3 * values
     # the rollout, the old log-probs and the reference's; values and scores; the update
-    return 3 * forward + values + trunk + MODELS[model].sizes.inner_epochs * update
+    return 3 * forward + values + trunk + epochs * update
 
 
 def share_of_peak(results: Results, model: str, case: str, measured: Measured) -> float | None:
