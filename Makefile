@@ -8,7 +8,7 @@ help:
 	@echo "make demo    the whole paper on the tiny world: runs recipes/tiny.toml into $(OUT)"
 	@echo "make test    style, types and every test"
 	@echo "make check   style and types only"
-	@echo "make bench   the figures of docs/performance.md: measures this and TRL, 38 minutes on two idle cores"
+	@echo "make bench   the figures of docs/performance.md: measures this and TRL, 37 minutes on two idle cores"
 	@echo "make clean   remove $(VENV) and caches; out/ stays"
 
 demo:

@@ -40,7 +40,8 @@ def _environment(
     wanted = "\n".join([version, TORCH, *more, *(f"without {one}" for one in unwanted), constraints])
     if stamp.exists() and stamp.read_text(encoding="utf-8") == wanted:
         return python
-    print(f"setting up {name} {version} in {folder} (once)", flush=True)
+    sys.stdout.write(f"setting up {name} {version} in {folder} (once)\n")  # one write, as another is set up beside it
+    sys.stdout.flush()
     subprocess.run([sys.executable, "-m", "venv", "--clear", str(folder)], check=True)
     pip = [str(python), "-m", "pip"]
     # torch first and alone, from wherever pip is set up to look, as scripts/set-up has it
