@@ -14,7 +14,7 @@ from benchmarks.bench.__main__ import commit_of, read_options
 from benchmarks.bench.cases import CASES, MODELS, ROWS, fill_of, spread_lengths
 from benchmarks.bench.driver import WorkerError, check_same_work, tokens
 from benchmarks.bench.measuring import OTHER, Phases
-from benchmarks.bench.picture import folded
+from benchmarks.bench.picture import PICTURE, folded, picture
 from benchmarks.bench.results import Results, load, needed_flops, share_of_peak, summary
 from benchmarks.pages import between
 from hypothesis import given
@@ -257,6 +257,11 @@ def test_a_page_keeps_what_stands_around_the_figures(tmp_path: Path) -> None:
 def test_the_committed_page_is_what_the_committed_results_give() -> None:
     made = between(table.PAGE, table.BEGIN, table.END)
     assert made == table.render(load(table.RESULTS)).strip(), "run python -m benchmarks.bench.table"
+
+
+def test_the_committed_picture_is_what_the_committed_results_give() -> None:
+    made = picture(table.RESULTS, load(table.RESULTS))
+    assert PICTURE.read_text(encoding="utf-8") == made, "run python -m benchmarks.bench.table"
 
 
 # --- lengths, phases and the picture --------------------------------------------------------------------------------

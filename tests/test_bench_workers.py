@@ -1,16 +1,21 @@
-"""The benchmark's own engine does a turn of PPO: as long as is planned, counted, and all of it timed by phase."""
+"""The benchmark's engines do what is planned: as long, counted, and all of a turn of PPO timed by phase."""
 
 from __future__ import annotations
 
 import json
 import sys
+from collections import Counter
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
+import torch
+from benchmarks.bench import peer
 from benchmarks.bench.driver import Settings, Worker
 from benchmarks.bench.measuring import WARM_UP_TOKENS
 from benchmarks.bench.ours import UPDATE
 from tests.stages.conftest import base, reward_model  # noqa: F401  # fixtures
+from transformers import AutoModelForCausalLM, GenerationConfig
 
 from tastemaker.checkpoint import load_reader
 from tastemaker.records import Message
@@ -75,3 +80,16 @@ def test_a_turn_of_ppo(base: str, reward_model: str, tmp_path: Path) -> None:  #
     expected = {"rollout", "old log-probs", "reference", "values", "scores", UPDATE, "backward", "optimizer", "other"}
     assert set(step["phases"]) == expected
     assert all(seconds > 0 for seconds in step["phases"].values())
+
+
+def test_the_peer_generates_as_is_planned_and_less_when_it_warms_up(base: str) -> None:  # noqa: F811
+    pace, model = SimpleNamespace(counts=Counter[str]()), AutoModelForCausalLM.from_pretrained(base).eval()
+    prompt_BT, pad_id, end_id = torch.tensor([[5, 7, 11]] * len(LENGTHS)), 3, 4
+    peer.hold_lengths(model, peer.PlannedLengths(list(LENGTHS), 3, end_id, pad_id), pace)  # type: ignore[arg-type]
+    config = GenerationConfig(max_new_tokens=11, do_sample=True, eos_token_id=end_id, pad_token_id=pad_id)
+    generated = []
+    for _ in range(3):
+        model.generate(prompt_BT, attention_mask=torch.ones_like(prompt_BT), generation_config=config)
+        generated.append(pace.counts["generated"])
+    assert generated == [WARM_UP_TOKENS + 3 + 2 + 5, sum(LENGTHS), sum(LENGTHS)]
+    assert config.max_new_tokens == 11  # the caller's own is as it was

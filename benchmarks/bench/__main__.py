@@ -107,7 +107,11 @@ def _measure(case: Case, model: str, options: Options, about: Mapping[str, Any])
 
 def read_options(arguments: Sequence[str]) -> Options:
     """The command line; a name that is unknown is refused with those that are known."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks.bench",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,  # the options are told there
+    )
     engines = list(dict.fromkeys(engine.name for case in CASES.values() for engine in case.engines))
     usual = [case.name for case in CASES.values() if not case.when_named]
     for name, known, default in (

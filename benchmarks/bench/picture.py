@@ -10,6 +10,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from benchmarks.bench.cases import PROMPT_TOKENS, RESPONSE_TOKENS
 from benchmarks.bench.driver import ROOT
 from benchmarks.bench.results import KERNELS, Results
 from markupsafe import Markup
@@ -35,25 +36,34 @@ class Bar:
 
 def write_picture(folder: Path, results: Results) -> None:
     """Write the picture, where PPO has been measured on M."""
-    bars = []
+    made = picture(folder, results)
+    if made is not None:
+        with atomic_write(PICTURE) as file:
+            file.write(made)
+
+
+def picture(folder: Path, results: Results) -> str | None:
+    """The picture of what was measured of PPO on M; None where nothing was."""
+    bars, counts = [], dict[str, int]()
     for title, name, ink in (("TRL in fp32, by phase", "peer", "ppo"), ("ours in bf16, by phase", "ours", "ppo-ptx")):
         measured = results.engine("M", "ppo-uniform", name)
         if measured is not None:
             bars.append(Bar(title=title, ink=ink, parts=measured.phases))
+            counts.update(measured.counts)
     if (folder / KERNELS).exists():
         watched = json.loads((folder / KERNELS).read_text(encoding="utf-8"))
         bars.append(Bar(title="ours, by kind of kernel", ink="dpo", parts=watched["kernels"]))
-    if not bars:
-        return
+    if not counts:
+        return None
+    work = f"{counts['sequences']} episodes of {PROMPT_TOKENS} + {RESPONSE_TOKENS} tokens"
     figure = Figure(
         title="What a PPO iteration is spent on",
-        subtitle="SmolLM2-135M, 16 episodes of 64 + 64 tokens, two inner epochs",
+        subtitle=f"SmolLM2-135M, {work}, {counts['steps of optimizer 1']} steps of each optimizer",
         parts=(Part(panels=tuple(draw(bar, folded(bar.parts)) for bar in bars)),),
         columns=1,
         words="Each drawing is as wide as its own iteration; seconds stand beside the names.",
     )
-    with atomic_write(PICTURE) as file:
-        file.write(standalone(figure))
+    return standalone(figure)
 
 
 def folded(parts: Mapping[str, float]) -> list[tuple[str, float]]:
