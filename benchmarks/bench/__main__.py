@@ -1,7 +1,7 @@
 """Compare with TRL on this machine: `python -m benchmarks.bench`, or `make bench` for everything.
 
-    --cases sft-uniform,ppo-spread   some of the cases (benchmarks/bench/cases.py names them); rollout-vllm is measured
-                                     only when it is named
+    --cases sft-uniform,ppo-spread   some of the cases (benchmarks/bench/cases.py names them); rollout-vllm and
+                                     ppo-autocast are measured only when they are named
     --models S,M                     one or both of the models
     --engines ours,peer              some of the engines, written to out/bench/some and not into the docs
     --rounds 3  --tries 3            turns of each engine, and how often a disturbed turn is repeated
